@@ -1,0 +1,36 @@
+# make demo: install what the demo needs and run it.   make test: lint, types, all tests.
+# PYTHON chooses the interpreter that .venv is made with: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
+BIN := .venv/bin
+VENV := .venv/made-with-python-$(VERSION)
+
+.PHONY: demo test lint types clean
+
+demo: .venv/installed-demo
+	$(BIN)/python examples/digits.py $(DEMO)
+
+test: lint types
+	$(BIN)/python -m pytest --cov $(PYTEST)
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-test
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache digits.png
+
+# Another PYTHON than last time makes the environment anew.
+$(VENV):
+	@test -n "$(VERSION)" || { echo "make: PYTHON=$(PYTHON) does not run" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+# The constraints name the exact torch: a bare "torch" may bring gigabytes of CUDA libraries.
+.venv/installed-%: $(VENV) pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	@touch $@

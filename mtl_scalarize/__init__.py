@@ -1,0 +1,49 @@
+"""Multi-task losses into one scalar: UW, IMTL-L, DWA and FAMO, as functions and as modules."""
+
+from importlib.metadata import version
+
+from .functional import (
+    DWAState,
+    FAMOState,
+    dwa_accumulate,
+    dwa_combine,
+    dwa_init,
+    dwa_step,
+    dwa_weights,
+    famo_combine,
+    famo_delta,
+    famo_init,
+    famo_update,
+    famo_weights,
+    imtll_loss,
+    imtll_weights,
+    uw_loss,
+    uw_weights,
+)
+from .modules import DWA, FAMO, IMTLL, UW, Scalarizer
+
+__version__ = version("mtl-scalarize")
+
+__all__ = [
+    "DWA",
+    "FAMO",
+    "IMTLL",
+    "UW",
+    "DWAState",
+    "FAMOState",
+    "Scalarizer",
+    "dwa_accumulate",
+    "dwa_combine",
+    "dwa_init",
+    "dwa_step",
+    "dwa_weights",
+    "famo_combine",
+    "famo_delta",
+    "famo_init",
+    "famo_update",
+    "famo_weights",
+    "imtll_loss",
+    "imtll_weights",
+    "uw_loss",
+    "uw_weights",
+]

@@ -1,0 +1,50 @@
+"""One step of Adam as a pure function."""
+
+import torch
+from torch import Tensor
+
+from .precision import scalar_in
+
+# The defaults of Kingma and Ba (https://arxiv.org/abs/1412.6980), which FAMO keeps.
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+
+def adam_step(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    *,
+    lr: float | Tensor,
+    weight_decay: float | Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What ``torch.optim.Adam`` does to ``param`` and its state, operation for operation.
+
+    ``step`` counts per element, so that an element updated for the first time gets the bias
+    correction of a first step.
+
+    Returns:
+        The new ``param``, ``exp_avg``, ``exp_avg_sq`` and ``step``.
+    """
+    weight_decay = scalar_in(param.dtype, weight_decay)
+    # A fused multiply-add rounds once, as Adam's does; `alpha` cannot be a tensor.
+    if isinstance(weight_decay, Tensor):
+        grad = grad + weight_decay * param
+    else:
+        grad = torch.add(grad, param, alpha=weight_decay)
+    step = step + 1
+    exp_avg = torch.lerp(exp_avg, grad, 1 - BETA1)
+    exp_avg_sq = torch.addcmul(exp_avg_sq * BETA2, grad, grad, value=1 - BETA2)
+
+    # In float64, as Adam's Python floats are: 1 - 0.999**1 keeps only four digits in float32.
+    time = step.double()
+    step_size = (scalar_in(torch.float64, lr) / (1 - BETA1**time)).to(param.dtype)
+    correction = (1 - BETA2**time).sqrt().to(param.dtype)
+
+    # The square root has no derivative at 0; its argument is kept away from there, on both sides.
+    positive = exp_avg_sq > 0
+    root = torch.where(positive, torch.where(positive, exp_avg_sq, 1.0).sqrt(), 0.0)
+    denominator = root / correction + EPS
+    param = torch.addcdiv(param, step_size * exp_avg, denominator, value=-1)
+    return param, exp_avg, exp_avg_sq, step

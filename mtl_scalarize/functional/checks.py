@@ -1,0 +1,78 @@
+"""Argument checks. They read types, shapes and dtypes, never a tensor's values."""
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_tensors(mask: Tensor | None, /, **tensors: Tensor) -> None:
+    """Check that ``tensors`` are floating and of one shape, and ``mask`` boolean and of that shape.
+
+    The first tensor named sets the shape that the others must have.
+    """
+    first = next(iter(tensors))
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"`{name}` should be a floating-point tensor. Found a {type(tensor).__name__}."
+            )
+        if not tensor.is_floating_point():
+            raise TypeError(
+                f"`{name}` should be a floating-point tensor. Found `{name}.dtype = {tensor.dtype}`."
+            )
+        check_shape(name, tensor, tensors[first].shape, first)
+    if mask is not None:
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"`mask` should be a boolean tensor. Found a {type(mask).__name__}.")
+        if mask.dtype != torch.bool:
+            raise ValueError(
+                f"`mask` should be a boolean tensor. Found `mask.dtype = {mask.dtype}`."
+            )
+        check_shape("mask", mask, tensors[first].shape, first)
+
+
+def check_shape(name: str, tensor: Tensor, shape: torch.Size, owner: str) -> None:
+    """Check that ``tensor`` has exactly ``shape``: broadcasting would hide a mistake."""
+    if tensor.shape != shape:
+        raise ValueError(
+            f"`{name}` should have shape {tuple(shape)}, the shape of `{owner}`. "
+            f"Found `{name}.shape = {tuple(tensor.shape)}`."
+        )
+
+
+def check_scalar(name: str, value: float | Tensor, *, positive: bool = False) -> None:
+    """Check a hyperparameter: a 0-d tensor, or a number that is non-negative (or positive)."""
+    if isinstance(value, Tensor):
+        if value.ndim != 0:
+            raise ValueError(
+                f"`{name}` should be a number or a 0-d tensor. "
+                f"Found `{name}.shape = {tuple(value.shape)}`."
+            )
+        return
+    if not isinstance(value, int | float):
+        raise TypeError(
+            f"`{name}` should be a number or a 0-d tensor. Found a {type(value).__name__}."
+        )
+    # Written so that nan fails too.
+    if not (value > 0 if positive else value >= 0):
+        expected = "strictly positive" if positive else "non-negative"
+        raise ValueError(f"`{name}` should be {expected}. Found `{name} = {value}`.")
+
+
+def as_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """The shape that ``shape`` stands for: an int ``n`` means ``(n,)``."""
+    try:
+        sizes = (
+            (operator.index(shape),)
+            if not isinstance(shape, Sequence)
+            else tuple(operator.index(size) for size in shape)
+        )
+    except TypeError:
+        raise TypeError(
+            f"`shape` should be an int or a sequence of ints. Found `shape = {shape!r}`."
+        ) from None
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"`shape` should have no negative entry. Found `shape = {shape!r}`.")
+    return sizes

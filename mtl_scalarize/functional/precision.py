@@ -1,0 +1,24 @@
+"""Arithmetic runs in at least float32, whatever the losses' dtype."""
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype that ``dtypes`` promote to, and never less than float32."""
+    result = torch.float32
+    for dtype in dtypes:
+        if dtype is not result:
+            result = torch.promote_types(result, dtype)
+    return result
+
+
+def in_common_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the dtype they promote to, and never less than float32."""
+    dtype = at_least_float32(*(tensor.dtype for tensor in tensors))
+    return tuple(tensor if tensor.dtype is dtype else tensor.to(dtype) for tensor in tensors)
+
+
+def scalar_in(dtype: torch.dtype, value: float | Tensor) -> float | Tensor:
+    """A hyperparameter in ``dtype``, so that a 0-d tensor does not promote 0-d losses."""
+    return value.to(dtype) if isinstance(value, Tensor) else value

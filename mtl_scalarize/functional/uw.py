@@ -1,0 +1,87 @@
+r"""Uncertainty Weighting: each loss is divided by a learned variance."""
+
+import torch
+from torch import Tensor
+
+from .checks import check_tensors
+from .precision import in_common_dtype
+from .presence import fill_absent
+
+
+def uw_loss(losses: Tensor, log_var: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    r"""Combine the losses by Uncertainty Weighting (UW).
+
+    .. math::
+        \sum_i \left( \tfrac{1}{2} e^{-s_i} \ell_i + \tfrac{1}{2} s_i \right),
+        \qquad s_i = \log \sigma_i^2
+
+    At its optimum in :math:`s`, :math:`s_i = \log \ell_i`, this is
+    :math:`\frac{1}{2} \sum_i (1 + \log \ell_i)`: training with UW minimises the geometric mean of
+    the losses. The scalar can therefore be negative.
+
+    Args:
+        losses: the losses :math:`\ell`, of any shape S.
+        log_var: the log-variances :math:`s`, of shape S; learned, any real number.
+        mask: boolean, of shape S, True where the task is present. An absent task contributes
+            nothing to the scalar nor to any gradient, whatever its loss. None: all are present.
+
+    Returns:
+        The scalar, of shape (), in the dtype of ``losses`` and ``log_var``, at least float32.
+
+    Raises:
+        TypeError: ``losses`` or ``log_var`` is not a floating-point tensor.
+        ValueError: the shapes differ, or ``mask`` is not boolean.
+
+    References:
+        Kendall, Gal and Cipolla. Multi-Task Learning Using Uncertainty to Weigh Losses for Scene
+        Geometry and Semantics. CVPR 2018. https://arxiv.org/abs/1705.07115
+
+    Example:
+        >>> losses = torch.tensor([4.0, 1.0])
+        >>> uw_loss(losses, log_var=torch.zeros(2))
+        tensor(2.5000)
+        >>> uw_loss(losses, log_var=losses.log())  # the optimum in log_var
+        tensor(1.6931)
+    """
+    return uw_loss_and_weights(losses, log_var, mask)[0]
+
+
+def uw_weights(log_var: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    r"""The task weights of UW: the derivative of :func:`uw_loss` in each loss.
+
+    .. math::
+        \tfrac{1}{2} e^{-s_i}
+
+    Args:
+        log_var: the log-variances :math:`s`, of any shape S.
+        mask: boolean, of shape S, True where the task is present; the others weigh 0.
+
+    Returns:
+        The weights, of shape S, in the dtype of ``log_var``, at least float32.
+
+    Raises:
+        TypeError: ``log_var`` is not a floating-point tensor.
+        ValueError: ``mask`` is not boolean or not of shape S.
+
+    References:
+        Kendall, Gal and Cipolla. Multi-Task Learning Using Uncertainty to Weigh Losses for Scene
+        Geometry and Semantics. CVPR 2018. https://arxiv.org/abs/1705.07115
+
+    Example:
+        >>> uw_weights(torch.tensor([0.0, 2.0]))
+        tensor([0.5000, 0.0677])
+    """
+    check_tensors(mask, log_var=log_var)
+    (log_var,) = in_common_dtype(log_var)
+    return fill_absent(mask, 0.5 * torch.exp(-log_var), 0.0)
+
+
+def uw_loss_and_weights(
+    losses: Tensor, log_var: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """:func:`uw_loss` and :func:`uw_weights` at the price of one."""
+    check_tensors(mask, log_var=log_var, losses=losses)
+    losses, log_var = in_common_dtype(losses, log_var)
+    losses, log_var = fill_absent(mask, losses, 0.0), fill_absent(mask, log_var, 0.0)
+    weights = 0.5 * torch.exp(-log_var)
+    return (weights * losses + 0.5 * log_var).sum(), fill_absent(mask, weights, 0.0)

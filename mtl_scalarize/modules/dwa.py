@@ -1,0 +1,156 @@
+"""The module of Dynamic Weight Average."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functional.checks import as_shape, check_scalar, check_tensors
+from ..functional.dwa import (
+    DWAState,
+    dwa_accumulate,
+    dwa_init,
+    dwa_loss_and_weights,
+    dwa_step,
+    dwa_weights,
+)
+from .scalarizer import Scalarizer, default_dtype
+
+
+class DWA(Scalarizer):
+    r"""Dynamic Weight Average: weighs a task by how slowly its loss fell over the last two epochs.
+
+    .. math::
+        \sum_i \lambda_i \ell_i, \qquad
+        \lambda_i = K \, \frac{e^{w_i / T}}{\sum_j e^{w_j / T}}, \qquad
+        w_i = \frac{L_i(t-1)}{L_i(t-2)}
+
+    - :math:`\ell_i` is the loss of task :math:`i` in this batch;
+    - :math:`L_i(t)` is its average over epoch :math:`t`;
+    - :math:`T` is the temperature, :math:`K` the number of tasks.
+
+    Call the module on every batch and :meth:`step` once at the end of every epoch. In the first two
+    epochs all weights are 1. Only calls in training mode (``scalarizer.train()``) with gradients
+    enabled are counted, so that a validation pass leaves the averages alone.
+
+    Args:
+        temperature: :math:`T > 0`; the larger, the more uniform the weights. The paper uses 2.
+        shape: the shape S of the losses; an int ``n`` means ``(n,)``. None: taken, with dtype and
+            device, from the first losses or from a checkpoint.
+
+    Raises:
+        TypeError: ``shape`` is not an int or a sequence of ints.
+        ValueError: ``temperature`` is not positive, or ``shape`` has a negative entry.
+
+    References:
+        Liu, Johns and Davison. End-to-End Multi-Task Learning with Attention. CVPR 2019.
+        https://arxiv.org/abs/1803.10704
+
+    Example:
+        >>> model = torch.nn.Linear(3, 2)
+        >>> scalarizer = DWA()
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> for epoch in range(3):
+        ...     for features in torch.randn(4, 8, 3):
+        ...         losses = model(features).square().mean(dim=0)  # one loss per output
+        ...         optimizer.zero_grad()
+        ...         scalarizer(losses).backward()
+        ...         optimizer.step()
+        ...     scalarizer.step()
+        >>> scalarizer.weights.sum()
+        tensor(2.)
+    """
+
+    # All None as long as there is no shape.
+    loss_sum: Tensor
+    count: Tensor
+    last: Tensor
+    previous: Tensor
+    epochs: Tensor
+    epoch_weights: Tensor
+
+    def __init__(
+        self, temperature: float = 2.0, *, shape: int | Sequence[int] | None = None
+    ) -> None:
+        check_scalar("temperature", temperature, positive=True)
+        super().__init__()
+        self._temperature = temperature
+        self.shape = None if shape is None else as_shape(shape)
+        self._register(None if self.shape is None else dwa_init(self.shape, dtype=default_dtype()))
+
+    def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
+        if not self._has_shape():
+            check_tensors(mask, losses=losses)
+            self._register(dwa_init(losses.shape, dtype=losses.dtype, device=losses.device))
+        # A copy: `step` writes in place what `backward` and `weights` may still need.
+        loss, weights = dwa_loss_and_weights(losses, self.epoch_weights.clone(), mask)
+        self._weights = weights
+        if self._is_learning():
+            self._store(dwa_accumulate(self.state, losses.detach(), mask=mask))
+        return loss
+
+    def step(self) -> None:
+        """Close the epoch: average its losses and compute the weights of the next one."""
+        if self._has_shape():
+            self._store(dwa_step(self.state))
+            self._reweigh()
+
+    def reset(self) -> None:
+        if self.shape is None:
+            self._register(None)
+        else:
+            self._store(dwa_init(self.shape))
+            self._reweigh()
+        self._weights = None
+
+    @property
+    def state(self) -> DWAState:
+        """The state as the functional core takes it."""
+        return DWAState(self.loss_sum, self.count, self.last, self.previous, self.epochs)
+
+    @property
+    def temperature(self) -> float:
+        """The temperature T. Setting it changes the weights of the next call."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        check_scalar("temperature", value, positive=True)
+        self._temperature = value
+        self._reweigh()
+
+    def _register(self, state: DWAState | None) -> None:
+        for name in DWAState._fields:
+            self.register_buffer(name, None if state is None else getattr(state, name))
+        # They change once an epoch, so they are kept, but derived: a checkpoint has no need of them.
+        weights = None if state is None else torch.ones_like(state.last)
+        self.register_buffer("epoch_weights", weights, persistent=False)
+
+    def _has_shape(self) -> bool:
+        return self.last is not None
+
+    def _reweigh(self) -> None:
+        if self._has_shape():
+            weights = dwa_weights(self.last, self.previous, self._temperature, epochs=self.epochs)
+            self.epoch_weights.copy_(weights)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        saved = state_dict.get(prefix + "last")
+        if saved is not None and not self._has_shape():
+            self._register(dwa_init(saved.shape, dtype=saved.dtype, device=saved.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._reweigh()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DWA":
+        loss_sum = self.loss_sum
+        super()._apply(fn, recurse)
+        if self._has_shape() and self.loss_sum.dtype is not loss_sum.dtype:
+            self.loss_sum = loss_sum.to(self.loss_sum.device)  # float64 whatever the others are
+        return self
+
+    def __repr__(self) -> str:
+        shape = "" if self.shape is None else f", shape={self.shape}"
+        return f"DWA(temperature={self.temperature}{shape})"

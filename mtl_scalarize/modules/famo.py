@@ -1,0 +1,173 @@
+"""The module of FAMO."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functional.checks import as_shape, check_scalar, check_shape, check_tensors
+from ..functional.famo import (
+    FAMOState,
+    famo_delta,
+    famo_init,
+    famo_loss_and_weights,
+    famo_update,
+)
+from ..functional.presence import fill_absent, is_measured
+from .scalarizer import Scalarizer, default_dtype
+
+
+class FAMO(Scalarizer):
+    r"""Fast Adaptive Multitask Optimization: lets all losses fall at about the same rate.
+
+    .. math::
+        c \sum_i z_i \log(\ell_i - b_i + \epsilon), \qquad z = \mathrm{softmax}(w), \qquad
+        c = \Big( \sum_j \frac{z_j}{\ell_j - b_j + \epsilon} \Big)^{-1}
+
+    - :math:`\ell_i` is the loss of task :math:`i`, above its lower bound :math:`b_i`;
+    - :math:`w_i` is its logit, learned here and not by your optimizer;
+    - :math:`c` makes the step a convex combination of the task gradients, and is held constant in
+      the backward pass; :math:`\epsilon = 10^{-8}`.
+
+    After your optimizer's step, compute the losses again on the same batch and call
+    :meth:`update`. With ``amortized=True`` there is no second forward pass and no ``update``: each
+    call first learns from how the losses changed since the call before. On changing batches that
+    change also carries the batches' noise.
+
+    Only calls in training mode (``scalarizer.train()``) with gradients enabled are learned from, so
+    that a validation pass leaves the logits alone.
+
+    Args:
+        shape: the shape S of the losses; an int ``n`` means ``(n,)``.
+        min_losses: the lower bounds :math:`b`, of shape S. None: zeros.
+        lr: learning rate of the logits, non-negative. The paper uses 0.025.
+        weight_decay: pull of the logits to 0, non-negative. The default is that of the paper's
+            Algorithm 2; the official code uses 1e-5.
+        amortized: whether each call measures the change since the call before, by itself.
+
+    Raises:
+        TypeError: ``shape`` is not an int or a sequence of ints, or ``min_losses`` not a
+            floating-point tensor.
+        ValueError: ``shape`` has a negative entry, ``min_losses`` is not of that shape, or
+            ``lr`` or ``weight_decay`` is negative.
+
+    References:
+        Liu, Feng, Stone and Liu. FAMO: Fast Adaptive Multitask Optimization. NeurIPS 2023.
+        https://arxiv.org/abs/2306.03792
+
+    Example:
+        >>> model = torch.nn.Linear(3, 2)
+        >>> scalarizer = FAMO(2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> features = torch.randn(8, 3)
+        >>> losses = model(features).square().mean(dim=0)  # one loss per output
+        >>> scalarizer(losses).backward()
+        >>> optimizer.step()
+        >>> with torch.no_grad():
+        ...     scalarizer.update(model(features).square().mean(dim=0))
+        >>> scalarizer.weights.sum().round(decimals=4)
+        tensor(1.)
+    """
+
+    logits: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: Tensor
+    min_losses: Tensor
+    previous_losses: Tensor
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        min_losses: Tensor | None = None,
+        lr: float = 0.025,
+        weight_decay: float = 1e-3,
+        *,
+        amortized: bool = False,
+    ) -> None:
+        check_scalar("lr", lr)
+        check_scalar("weight_decay", weight_decay)
+        state = famo_init(as_shape(shape), dtype=default_dtype())
+        if min_losses is None:
+            min_losses = torch.zeros_like(state.logits)
+        else:
+            check_tensors(None, min_losses=min_losses)
+            check_shape("min_losses", min_losses, state.logits.shape, "shape")
+        super().__init__()
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.amortized = amortized
+        for name, value in state._asdict().items():
+            self.register_buffer(name, value)
+        self.register_buffer("min_losses", min_losses.detach().to(state.logits.dtype, copy=True))
+        # Not a number where there is none to compare with; `famo_update` passes over such a task.
+        self.register_buffer("previous_losses", torch.full_like(state.logits, torch.nan))
+        self._has_previous = False
+
+    def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
+        learning = self._is_learning()
+        if learning and self.amortized:
+            self._learn(losses, mask)
+        loss, weights = famo_loss_and_weights(losses, self.logits, self.min_losses, mask)
+        self._weights = weights.detach()
+        if learning:
+            self._remember(losses.detach(), mask)
+        return loss
+
+    def update(self, losses: Tensor, mask: Tensor | None = None) -> None:
+        """Learn from how the losses changed since the last call; once after each model update.
+
+        Args:
+            losses: the losses computed again on the same batch, of shape S.
+            mask: boolean, of shape S, True where the task is present. A task that was absent from
+                the last call is passed over in any case.
+
+        Raises:
+            TypeError: ``losses`` is not a floating-point tensor.
+            ValueError: a shape differs from the module's, ``mask`` is not boolean, the scalarizer
+                has not been called before, or it is amortized.
+        """
+        if self.amortized:
+            raise ValueError(
+                "`update` is for `amortized=False`. Found `amortized=True`: each call updates."
+            )
+        if not self._has_previous:
+            raise ValueError("`update` should follow a call on the losses. Found no call so far.")
+        self._learn(losses, mask)
+
+    def reset(self) -> None:
+        self._store(famo_init(self.logits.shape))
+        self.previous_losses.fill_(torch.nan)
+        self._has_previous = False
+        self._weights = None
+
+    @property
+    def state(self) -> FAMOState:
+        """The state as the functional core takes it."""
+        return FAMOState(self.logits, self.exp_avg, self.exp_avg_sq, self.step)
+
+    def _learn(self, losses: Tensor, mask: Tensor | None) -> None:
+        delta = famo_delta(self.previous_losses, losses.detach(), self.min_losses)
+        self._store(
+            famo_update(self.state, delta, lr=self.lr, weight_decay=self.weight_decay, mask=mask)
+        )
+
+    def _remember(self, losses: Tensor, mask: Tensor | None) -> None:
+        if self.amortized:  # a task that is not measured now is compared with when it last was
+            losses = torch.where(is_measured(losses, mask), losses, self.previous_losses)
+        else:  # the second forward pass may find a number where there is no task
+            losses = fill_absent(mask, losses, torch.nan)
+        self.previous_losses.copy_(losses)
+        self._has_previous = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._has_previous = True  # or nan, in a checkpoint from before the first call
+
+    def __repr__(self) -> str:
+        amortized = ", amortized=True" if self.amortized else ""
+        return (
+            f"FAMO(shape={tuple(self.logits.shape)}, lr={self.lr}, "
+            f"weight_decay={self.weight_decay}{amortized})"
+        )

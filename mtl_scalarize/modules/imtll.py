@@ -1,0 +1,71 @@
+"""The module of IMTL-L."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..functional.checks import as_shape
+from ..functional.imtll import imtll_loss_and_weights
+from .scalarizer import Scalarizer, default_dtype
+
+
+class IMTLL(Scalarizer):
+    r"""The loss balance of Impartial Multi-Task Learning: learns a scale for each loss.
+
+    .. math::
+        \sum_i \left( e^{s_i} \ell_i - s_i \right)
+
+    - :math:`\ell_i` is the loss of task :math:`i`;
+    - :math:`s_i` is the logarithm of its scale, the parameter ``log_scale``, learned by your
+      optimizer: pass ``scalarizer.parameters()`` to it, without weight decay and with a learning
+      rate at which they can travel several units.
+
+    Args:
+        shape: the shape S of the losses; an int ``n`` means ``(n,)``.
+        init: where the logarithms of the scales start.
+
+    Raises:
+        TypeError: ``shape`` is not an int or a sequence of ints.
+        ValueError: ``shape`` has a negative entry.
+
+    References:
+        Liu, Li, Kuang, Xue, Chen, Yang, Liao and Zhang. Towards Impartial Multi-Task Learning.
+        ICLR 2021. https://openreview.net/forum?id=IMPnRXEWpvr
+
+    Example:
+        >>> model = torch.nn.Linear(3, 2)
+        >>> scalarizer = IMTLL(2)
+        >>> optimizer = torch.optim.Adam(
+        ...     [
+        ...         {"params": model.parameters()},
+        ...         {"params": scalarizer.parameters(), "lr": 0.02, "weight_decay": 0.0},
+        ...     ],
+        ...     lr=1e-3,
+        ... )
+        >>> losses = model(torch.randn(8, 3)).square().mean(dim=0)  # one loss per output
+        >>> scalarizer(losses).backward()
+        >>> optimizer.step()
+        >>> scalarizer.weights
+        tensor([1., 1.])
+    """
+
+    log_scale: nn.Parameter
+
+    def __init__(self, shape: int | Sequence[int], *, init: float = 0.0) -> None:
+        super().__init__()
+        self.init = init
+        self.log_scale = nn.Parameter(torch.full(as_shape(shape), init, dtype=default_dtype()))
+
+    def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
+        loss, weights = imtll_loss_and_weights(losses, self.log_scale, mask)
+        self._weights = weights.detach()
+        return loss
+
+    def reset(self) -> None:
+        with torch.no_grad():
+            self.log_scale.fill_(self.init)
+        self._weights = None
+
+    def __repr__(self) -> str:
+        return f"IMTLL(shape={tuple(self.log_scale.shape)})"

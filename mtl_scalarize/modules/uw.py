@@ -1,0 +1,72 @@
+"""The module of Uncertainty Weighting."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..functional.checks import as_shape
+from ..functional.uw import uw_loss_and_weights
+from .scalarizer import Scalarizer, default_dtype
+
+
+class UW(Scalarizer):
+    r"""Uncertainty Weighting: learns how noisy each task is, and divides its loss by that.
+
+    .. math::
+        \sum_i \left( \tfrac{1}{2} e^{-s_i} \ell_i + \tfrac{1}{2} s_i \right),
+        \qquad s_i = \log \sigma_i^2
+
+    - :math:`\ell_i` is the loss of task :math:`i`;
+    - :math:`s_i` is its log-variance, the parameter ``log_var``, learned by your optimizer: pass
+      ``scalarizer.parameters()`` to it, without weight decay and with a learning rate at which
+      they can travel several units.
+
+    Args:
+        shape: the shape S of the losses; an int ``n`` means ``(n,)``.
+        init: where the log-variances start. The paper finds the result robust to it.
+
+    Raises:
+        TypeError: ``shape`` is not an int or a sequence of ints.
+        ValueError: ``shape`` has a negative entry.
+
+    References:
+        Kendall, Gal and Cipolla. Multi-Task Learning Using Uncertainty to Weigh Losses for Scene
+        Geometry and Semantics. CVPR 2018. https://arxiv.org/abs/1705.07115
+
+    Example:
+        >>> model = torch.nn.Linear(3, 2)
+        >>> scalarizer = UW(2)
+        >>> optimizer = torch.optim.Adam(
+        ...     [
+        ...         {"params": model.parameters()},
+        ...         {"params": scalarizer.parameters(), "lr": 0.02, "weight_decay": 0.0},
+        ...     ],
+        ...     lr=1e-3,
+        ... )
+        >>> losses = model(torch.randn(8, 3)).square().mean(dim=0)  # one loss per output
+        >>> scalarizer(losses).backward()
+        >>> optimizer.step()
+        >>> scalarizer.weights
+        tensor([0.5000, 0.5000])
+    """
+
+    log_var: nn.Parameter
+
+    def __init__(self, shape: int | Sequence[int], *, init: float = 0.0) -> None:
+        super().__init__()
+        self.init = init
+        self.log_var = nn.Parameter(torch.full(as_shape(shape), init, dtype=default_dtype()))
+
+    def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
+        loss, weights = uw_loss_and_weights(losses, self.log_var, mask)
+        self._weights = weights.detach()
+        return loss
+
+    def reset(self) -> None:
+        with torch.no_grad():
+            self.log_var.fill_(self.init)
+        self._weights = None
+
+    def __repr__(self) -> str:
+        return f"UW(shape={tuple(self.log_var.shape)})"
