@@ -20,7 +20,8 @@ def check_tensors(mask: Tensor | None, /, **tensors: Tensor) -> None:
             )
         if not tensor.is_floating_point():
             raise TypeError(
-                f"`{name}` should be a floating-point tensor. Found `{name}.dtype = {tensor.dtype}`."
+                f"`{name}` should be a floating-point tensor. "
+                f"Found `{name}.dtype = {tensor.dtype}`."
             )
         check_shape(name, tensor, tensors[first].shape, first)
     if mask is not None:

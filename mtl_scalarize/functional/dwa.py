@@ -62,7 +62,7 @@ def dwa_init(
     average = torch.zeros(as_shape(shape), dtype=at_least_float32(dtype), device=device)
     count = torch.zeros_like(average, dtype=torch.int64)
     return DWAState(
-        loss_sum=average.double(),
+        loss_sum=average.to(torch.float64, copy=True),
         count=count,
         last=average,
         previous=average.clone(),

@@ -80,13 +80,13 @@ class DWA(Scalarizer):
         self._register(None if self.shape is None else dwa_init(self.shape, dtype=default_dtype()))
 
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
-        if not self._has_shape():
-            check_tensors(mask, losses=losses)
-            self._register(dwa_init(losses.shape, dtype=losses.dtype, device=losses.device))
+        learning = self._is_learning()
+        if self.shape is None:
+            self._adopt(losses, mask, learning)
         # A copy: `step` writes in place what `backward` and `weights` may still need.
-        loss, weights = dwa_loss_and_weights(losses, self.epoch_weights.clone(), mask)
-        self._weights = weights
-        if self._is_learning():
+        weights = self.epoch_weights.clone() if self._has_shape() else torch.ones_like(losses)
+        loss, self._weights = dwa_loss_and_weights(losses, weights, mask)
+        if learning:
             self._store(dwa_accumulate(self.state, losses.detach(), mask=mask))
         return loss
 
@@ -123,9 +123,18 @@ class DWA(Scalarizer):
     def _register(self, state: DWAState | None) -> None:
         for name in DWAState._fields:
             self.register_buffer(name, None if state is None else getattr(state, name))
-        # They change once an epoch, so they are kept, but derived: a checkpoint has no need of them.
+        # Kept because they change once an epoch; not saved because they follow from the rest.
         weights = None if state is None else torch.ones_like(state.last)
         self.register_buffer("epoch_weights", weights, persistent=False)
+
+    def _adopt(self, losses: Tensor, mask: Tensor | None, learning: bool) -> None:
+        """Take what was left open from the first losses to learn from."""
+        check_tensors(mask, losses=losses)
+        if self._has_shape():
+            if self.last.device != losses.device:  # that of a checkpoint
+                self.to(losses.device)
+        elif learning:
+            self._register(dwa_init(losses.shape, dtype=losses.dtype, device=losses.device))
 
     def _has_shape(self) -> bool:
         return self.last is not None

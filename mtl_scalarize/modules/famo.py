@@ -14,6 +14,7 @@ from ..functional.famo import (
     famo_loss_and_weights,
     famo_update,
 )
+from ..functional.precision import at_least_float32
 from ..functional.presence import fill_absent, is_measured
 from .scalarizer import Scalarizer, default_dtype
 
@@ -94,13 +95,14 @@ class FAMO(Scalarizer):
         else:
             check_tensors(None, min_losses=min_losses)
             check_shape("min_losses", min_losses, state.logits.shape, "shape")
+            min_losses = min_losses.detach().to(at_least_float32(min_losses.dtype), copy=True)
         super().__init__()
         self.lr = lr
         self.weight_decay = weight_decay
         self.amortized = amortized
         for name, value in state._asdict().items():
             self.register_buffer(name, value)
-        self.register_buffer("min_losses", min_losses.detach().to(state.logits.dtype, copy=True))
+        self.register_buffer("min_losses", min_losses)
         # Not a number where there is none to compare with; `famo_update` passes over such a task.
         self.register_buffer("previous_losses", torch.full_like(state.logits, torch.nan))
         self._has_previous = False
@@ -148,6 +150,7 @@ class FAMO(Scalarizer):
         return FAMOState(self.logits, self.exp_avg, self.exp_avg_sq, self.step)
 
     def _learn(self, losses: Tensor, mask: Tensor | None) -> None:
+        check_tensors(mask, logits=self.logits, losses=losses)
         delta = famo_delta(self.previous_losses, losses.detach(), self.min_losses)
         self._store(
             famo_update(self.state, delta, lr=self.lr, weight_decay=self.weight_decay, mask=mask)

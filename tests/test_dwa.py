@@ -1,0 +1,122 @@
+"""What is particular to DWA."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtl_scalarize import DWA, dwa_accumulate, dwa_init, dwa_step, dwa_weights
+
+
+def epoch(scalarizer: DWA, losses: list[float], mask: list[bool] | None = None) -> Tensor:
+    """One epoch of one batch; the weights that it used."""
+    scalarizer(torch.tensor(losses), None if mask is None else torch.tensor(mask))
+    scalarizer.step()
+    return scalarizer.weights
+
+
+def test_weights_are_uniform_for_two_epochs_and_follow_the_rates_from_the_third() -> None:
+    scalarizer = DWA(temperature=0.5)
+    assert epoch(scalarizer, [4.0, 1.0]).tolist() == [1.0, 1.0]
+    assert epoch(scalarizer, [2.0, 0.9]).tolist() == [1.0, 1.0]
+    expected = 2 * torch.softmax(torch.tensor([0.5, 0.9]) / 0.5, 0)
+    torch.testing.assert_close(epoch(scalarizer, [1.0, 1.0]), expected)
+
+
+def test_a_task_that_appears_late_weighs_one_until_two_epochs_are_behind_it() -> None:
+    scalarizer = DWA()
+    late = [True, True, False]
+    epoch(scalarizer, [4.0, 1.0, 0.0], late)
+    epoch(scalarizer, [2.0, 0.9, 0.0], late)
+    for losses in ([1.0, 0.8, 5.0], [0.5, 0.7, 4.0]):  # the third task's own first two epochs
+        weights = epoch(scalarizer, losses)
+        assert weights[2] == 1
+        assert weights[0] < 1 < weights[1]
+        torch.testing.assert_close(weights.sum(), torch.tensor(3.0))
+    weights = epoch(scalarizer, [1.0, 1.0, 1.0])
+    expected = 3 * torch.softmax(torch.tensor([0.5, 0.7 / 0.8, 0.8]) / 2, 0)
+    torch.testing.assert_close(weights, expected)
+
+
+def test_a_task_is_averaged_over_the_batches_in_which_it_is_present() -> None:
+    state = dwa_init(2)
+    for losses, mask in [([1.0, 8.0], [True, False]), ([3.0, 5.0], [True, True])]:
+        state = dwa_accumulate(state, torch.tensor(losses), mask=torch.tensor(mask))
+    assert dwa_step(state).last.tolist() == [2.0, 5.0]
+
+
+def test_an_epoch_without_batches_changes_nothing() -> None:
+    scalarizer = DWA()
+    scalarizer.step()  # before there is a shape
+    for losses in ([4.0, 1.0], [2.0, 0.9]):
+        epoch(scalarizer, losses)
+    expected = {name: value.clone() for name, value in scalarizer.state_dict().items()}
+    scalarizer.step()
+    torch.testing.assert_close(scalarizer.state_dict(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("last", "previous"), [(1.0, 0.0), (0.0, 0.0), (1e30, 1e-30)])
+def test_a_task_without_a_finite_rate_weighs_one(last: float, previous: float) -> None:
+    weights = dwa_weights(torch.tensor([1.0, last, 3.0]), torch.tensor([2.0, previous, 2.0]))
+    expected = 2 * torch.softmax(torch.tensor([0.5, 1.5]) / 2, 0)
+    torch.testing.assert_close(weights[[0, 2]], expected)
+    assert weights[1] == 1
+
+
+def test_temperature_can_be_changed_between_calls() -> None:
+    scalarizer = DWA()
+    for losses in ([4.0, 1.0], [2.0, 0.9]):
+        epoch(scalarizer, losses)
+    scalarizer.temperature = 0.1
+    expected = dwa_weights(torch.tensor([2.0, 0.9]), torch.tensor([4.0, 1.0]), 0.1)
+    torch.testing.assert_close(epoch(scalarizer, [1.0, 1.0]), expected)
+
+
+def test_weights_follow_a_checkpoint_and_not_what_was_there_before_it() -> None:
+    source, target = DWA(), DWA(temperature=0.1)
+    for losses in ([4.0, 1.0], [2.0, 0.9]):
+        epoch(source, losses)
+    for losses in ([1.0, 1.0], [1.0, 5.0]):
+        epoch(target, losses)
+    target.load_state_dict(source.state_dict())
+    expected = dwa_weights(source.last, source.previous, 0.1)
+    torch.testing.assert_close(epoch(target, [1.0, 1.0]), expected, rtol=0, atol=0)
+
+
+def test_step_may_come_between_the_call_and_its_backward() -> None:
+    scalarizer = DWA()
+    for losses in ([4.0, 1.0], [2.0, 0.9]):
+        epoch(scalarizer, losses)
+    losses = torch.tensor([5.0, 0.1], requires_grad=True)
+    scalar = scalarizer(losses)
+    scalarizer.step()
+    scalar.backward()
+    torch.testing.assert_close(losses.grad, scalarizer.weights, rtol=0, atol=0)
+
+
+def test_without_shape_it_takes_shape_and_dtype_from_the_first_losses() -> None:
+    scalarizer = DWA()
+    assert not scalarizer.state_dict()
+    scalarizer(torch.ones(2, 3, dtype=torch.float64))
+    assert scalarizer.last.shape == (2, 3)
+    assert scalarizer.last.dtype == torch.float64
+
+
+def test_without_shape_it_follows_its_losses_to_another_device_than_the_checkpoint() -> None:
+    scalarizer = DWA()
+    source = DWA(shape=2)
+    scalarizer.load_state_dict(source.state_dict())
+    scalarizer.eval()  # on the meta device there is nothing to accumulate
+    assert scalarizer(torch.ones(2, device="meta")).device.type == "meta"
+    assert scalarizer.last.device.type == "meta"
+
+
+def test_a_long_epoch_does_not_stall_in_float32() -> None:
+    """In float32 a sum of 2**24 stays there when 1 is added."""
+    state = dwa_init(1)
+    many = 2**24
+    state = state._replace(loss_sum=state.loss_sum + many, count=state.count + many)
+    for _ in range(many // 2**20):
+        state = dwa_accumulate(state, torch.tensor([2.0**20]))
+    expected = (many + many) / (many + many // 2**20)
+    assert dwa_step(state).last.item() == pytest.approx(expected, rel=1e-7)
+    assert dwa_accumulate(state, torch.ones(1)).loss_sum == 2 * many + 1

@@ -1,0 +1,163 @@
+"""What is particular to FAMO."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtl_scalarize import FAMO, famo_combine, famo_delta, famo_init, famo_update, famo_weights
+from mtl_scalarize.functional.adam import adam_step
+
+
+def adam(
+    start: Tensor, gradients: Tensor, lr: float, weight_decay: float, tensors: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The same gradients to `adam_step` and to `torch.optim.Adam`."""
+    theirs = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([theirs], lr=lr, weight_decay=weight_decay)
+    moments = torch.zeros_like(start), torch.zeros_like(start)
+    state = (start, *moments, torch.zeros(start.shape, dtype=torch.int64))
+    hyper = [torch.tensor(x, dtype=torch.float64) if tensors else x for x in (lr, weight_decay)]
+    ours, expected = [], []
+    for gradient in gradients:
+        param, *rest = state
+        state = adam_step(param, gradient, *rest, lr=hyper[0], weight_decay=hyper[1])
+        theirs.grad = gradient.clone()
+        optimizer.step()
+        ours.append(state[0])
+        expected.append(theirs.detach().clone())
+    return ours, expected
+
+
+@pytest.mark.parametrize("tensors", [False, True], ids=["numbers", "0-d tensors"])
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-3, 0.3])
+@pytest.mark.parametrize("lr", [0.025, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_adam_step_is_the_adam_of_torch(
+    dtype: torch.dtype, lr: float, weight_decay: float, tensors: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.logspace(-12, 3, 40, dtype=dtype)
+    gradients = scale * torch.randn(1_000, 40, generator=generator, dtype=dtype)
+    start = torch.randn(40, generator=generator, dtype=dtype)
+    ours, expected = adam(start, gradients, lr, weight_decay, tensors)
+    # Relative to the largest entry: an entry that crosses 0 has no relative error of its own.
+    rtol = 1e-15 if dtype is torch.float64 else 1e-6
+    for mine, theirs in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=rtol, atol=rtol * float(theirs.abs().max()))
+
+
+def test_adam_step_has_finite_derivatives_at_zero_moments() -> None:
+    zeros = torch.zeros(2, dtype=torch.float64)
+
+    def logits(gradient: Tensor, lr: Tensor) -> Tensor:
+        step = torch.zeros(2, dtype=torch.int64)
+        return adam_step(zeros, gradient, zeros, zeros, step, lr=lr, weight_decay=0.0)[0]
+
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    by_gradient, by_lr = torch.func.jacrev(logits, argnums=(0, 1))(zeros, lr)
+    # There Adam is -lr * g / (|g| + eps), whose slope at 0 is -lr / eps.
+    torch.testing.assert_close(by_gradient, -lr / 1e-8 * torch.eye(2, dtype=torch.float64))
+    assert by_lr.tolist() == [0.0, 0.0]
+    second = torch.func.hessian(lambda g: logits(g, lr).sum())(zeros)
+    assert torch.isfinite(second).all()
+
+
+def test_the_task_that_falls_least_gains_weight() -> None:
+    scalarizer = FAMO(3)
+    losses = torch.tensor([1.0, 1.0, 1.0])
+    for _ in range(20):
+        scalarizer(losses)
+        scalarizer.update(losses * torch.tensor([0.5, 1.0, 0.8]))
+    share = torch.softmax(scalarizer.logits, 0)
+    assert share[0] < share[2] < share[1]
+
+
+def test_a_task_that_appears_late_has_the_bias_correction_of_a_first_step() -> None:
+    early, late = famo_init(2), famo_init(2)
+    only_first = torch.tensor([True, False])
+    for _ in range(50):
+        late = famo_update(late, torch.tensor([0.3, torch.nan]), mask=only_first)
+    assert late.step.tolist() == [50, 0]
+    delta = torch.tensor([0.3, 0.1])
+    late = famo_update(late._replace(logits=torch.zeros(2)), delta, weight_decay=0.0)
+    early = famo_update(early, delta, weight_decay=0.0)
+    torch.testing.assert_close(late.logits[1], early.logits[1], rtol=0, atol=0)
+
+
+def test_update_passes_over_a_task_absent_from_the_call() -> None:
+    """Also when the second forward pass finds a number in its place and passes no mask."""
+    scalarizer = FAMO(3)
+    scalarizer(torch.ones(3))
+    scalarizer.update(torch.tensor([0.5, 0.6, 0.7]))
+    before = [value[1].clone() for value in scalarizer.state]
+    scalarizer(torch.tensor([1.0, 5.0, 1.0]), torch.tensor([True, False, True]))
+    scalarizer.update(torch.tensor([0.9, 0.0001, 0.5]))
+    torch.testing.assert_close([v[1] for v in scalarizer.state], before, rtol=0, atol=0)
+    assert scalarizer.step.tolist() == [2, 1, 2]
+
+
+def test_amortized_compares_a_task_with_when_it_was_last_seen() -> None:
+    scalarizer = FAMO(2, amortized=True)
+    mask = torch.tensor([True, False])
+    first, last = torch.tensor([1.0, 2.0]), torch.tensor([0.25, 1.0])
+    scalarizer(first)
+    scalarizer(torch.tensor([0.5, torch.nan]), mask)
+    expected = famo_update(
+        scalarizer.state, famo_delta(torch.tensor([0.5, 2.0]), last), lr=0.025, weight_decay=1e-3
+    )
+    scalarizer(last)
+    torch.testing.assert_close(scalarizer.state, expected, rtol=0, atol=0)
+
+
+def test_amortized_learns_from_the_second_call_on() -> None:
+    scalarizer = FAMO(2, amortized=True)
+    scalarizer(torch.tensor([1.0, 1.0]))
+    assert scalarizer.step.tolist() == [0, 0]
+    scalarizer(torch.tensor([0.5, 1.0]))
+    assert scalarizer.step.tolist() == [1, 1]
+    assert scalarizer.logits[0] < 0 < scalarizer.logits[1]
+
+
+def test_update_may_be_the_first_thing_after_a_checkpoint() -> None:
+    source, resumed = FAMO(2), FAMO(2)
+    source(torch.tensor([1.0, 1.0]))
+    resumed.load_state_dict(source.state_dict())
+    for scalarizer in (source, resumed):
+        scalarizer.update(torch.tensor([0.5, 1.0]))
+    torch.testing.assert_close(resumed.state, source.state, rtol=0, atol=0)
+    assert resumed.logits[0] < 0
+
+
+@pytest.mark.parametrize(
+    "bounds", [0.5, torch.tensor(0.5), torch.tensor([0.5, 0.5])], ids=["number", "0-d", "tensor"]
+)
+def test_min_losses_is_a_number_or_a_tensor(bounds: float | Tensor) -> None:
+    losses, logits = torch.tensor([1.0, 2.0]), torch.tensor([0.1, 0.2])
+    for function in (famo_combine, famo_weights):
+        expected = function(losses - 0.5, logits)
+        torch.testing.assert_close(function(losses, logits, bounds), expected)
+    expected = famo_delta(losses - 0.5, losses)
+    torch.testing.assert_close(famo_delta(losses, losses + 0.5, bounds), expected)
+
+
+def test_min_losses_keeps_the_precision_it_was_given_in() -> None:
+    bounds = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    assert FAMO(2, bounds).double().min_losses.tolist() == [0.1, 0.2]
+    assert FAMO(2, bounds.half()).min_losses.dtype == torch.float32
+
+
+def test_min_losses_is_a_copy() -> None:
+    bounds = torch.zeros(2)
+    scalarizer = FAMO(2, bounds)
+    bounds += 1
+    assert scalarizer.min_losses.tolist() == [0.0, 0.0]
+
+
+def test_weights_are_differentiable_where_combine_holds_its_constant() -> None:
+    """The route to hypergradients: `vjp` with `famo_weights`, against central differences."""
+    losses = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    logits = torch.tensor([0.2, -0.1], dtype=torch.float64)
+    torch.autograd.gradcheck(
+        famo_weights, (losses.requires_grad_(), logits.requires_grad_()), atol=1e-9
+    )
+    torch.autograd.gradgradcheck(famo_weights, (losses, logits), atol=1e-9)
