@@ -11,7 +11,7 @@ import torch
 from methods import EPOCH, METHODS, Batch, Method, after, learn
 from torch import Tensor, nn
 
-from mtl_scalarize import FAMO, Scalarizer
+from mtl_scalarize import FAMO, DWAState, FAMOState, Scalarizer, dwa_init, famo_init
 
 SHAPES = [(), (1,), (3,), (2, 3)]
 #: Long enough for DWA to leave its two uniform epochs behind.
@@ -277,3 +277,12 @@ def test_one_bad_batch_is_reported_but_not_remembered(method: Method, junk: floa
     torch.testing.assert_close(
         run_on(scalarizer), run_on(reference), rtol=0, atol=0, equal_nan=True
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("init", [dwa_init, famo_init], ids=lambda init: init.__name__)
+def test_no_two_fields_of_a_new_state_share_memory(
+    init: Callable[..., DWAState | FAMOState], dtype: torch.dtype
+) -> None:
+    state = init(3, dtype=dtype)
+    assert len({value.data_ptr() for value in state}) == len(state)

@@ -58,7 +58,7 @@ class DWA(Scalarizer):
         ...         scalarizer(losses).backward()
         ...         optimizer.step()
         ...     scalarizer.step()
-        >>> scalarizer.weights.sum()
+        >>> scalarizer.weights.sum().round(decimals=4)
         tensor(2.)
     """
 
@@ -85,7 +85,8 @@ class DWA(Scalarizer):
             self._adopt(losses, mask, learning)
         # A copy: `step` writes in place what `backward` and `weights` may still need.
         weights = self.epoch_weights.clone() if self._has_shape() else torch.ones_like(losses)
-        loss, self._weights = dwa_loss_and_weights(losses, weights, mask)
+        loss, weights = dwa_loss_and_weights(losses, weights, mask)
+        self._report(weights)
         if learning:
             self._store(dwa_accumulate(self.state, losses.detach(), mask=mask))
         return loss

@@ -112,7 +112,7 @@ class FAMO(Scalarizer):
         if learning and self.amortized:
             self._learn(losses, mask)
         loss, weights = famo_loss_and_weights(losses, self.logits, self.min_losses, mask)
-        self._weights = weights.detach()
+        self._report(weights)
         if learning:
             self._remember(losses.detach(), mask)
         return loss
@@ -151,7 +151,10 @@ class FAMO(Scalarizer):
 
     def _learn(self, losses: Tensor, mask: Tensor | None) -> None:
         check_tensors(mask, logits=self.logits, losses=losses)
-        delta = famo_delta(self.previous_losses, losses.detach(), self.min_losses)
+        # In the dtype that the losses before were stored in: the difference would otherwise be
+        # that of the rounding, and Adam makes a full step of whatever it is given.
+        losses = losses.detach().to(self.previous_losses.dtype)
+        delta = famo_delta(self.previous_losses, losses, self.min_losses)
         self._store(
             famo_update(self.state, delta, lr=self.lr, weight_decay=self.weight_decay, mask=mask)
         )

@@ -59,7 +59,7 @@ class IMTLL(Scalarizer):
 
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
         loss, weights = imtll_loss_and_weights(losses, self.log_scale, mask)
-        self._weights = weights.detach()
+        self._report(weights)
         return loss
 
     def reset(self) -> None:

@@ -58,6 +58,11 @@ class Scalarizer(nn.Module, ABC):
             raise ValueError("`weights` are those of the last call. Found no call so far.")
         return self._weights
 
+    def _report(self, weights: Tensor) -> None:
+        """Keep the weights of this call; an exported program has no attribute to keep them in."""
+        if not torch.compiler.is_exporting():
+            self._weights = weights.detach()
+
     def _is_learning(self) -> bool:
         """Whether a call may change the state: a validation pass must not."""
         return self.training and torch.is_grad_enabled()

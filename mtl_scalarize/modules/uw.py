@@ -60,7 +60,7 @@ class UW(Scalarizer):
 
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
         loss, weights = uw_loss_and_weights(losses, self.log_var, mask)
-        self._weights = weights.detach()
+        self._report(weights)
         return loss
 
     def reset(self) -> None:
