@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .precision import scalar_in
+from .precision import constant, scalar_in
 
 # The defaults of Kingma and Ba (https://arxiv.org/abs/1412.6980), which FAMO keeps.
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
@@ -27,24 +27,28 @@ def adam_step(
     Returns:
         The new ``param``, ``exp_avg``, ``exp_avg_sq`` and ``step``.
     """
-    weight_decay = scalar_in(param.dtype, weight_decay)
+    dtype = param.dtype
+    weight_decay = scalar_in(dtype, weight_decay)
     # A fused multiply-add rounds once, as Adam's does; `alpha` cannot be a tensor.
     if isinstance(weight_decay, Tensor):
         grad = grad + weight_decay * param
     else:
         grad = torch.add(grad, param, alpha=weight_decay)
-    step = step + 1
+    step = step + constant(1, step.dtype)
     exp_avg = torch.lerp(exp_avg, grad, 1 - BETA1)
-    exp_avg_sq = torch.addcmul(exp_avg_sq * BETA2, grad, grad, value=1 - BETA2)
+    exp_avg_sq = torch.addcmul(exp_avg_sq * constant(BETA2, dtype), grad, grad, value=1 - BETA2)
 
     # In float64, as Adam's Python floats are: 1 - 0.999**1 keeps only four digits in float32.
-    time = step.double()
-    step_size = (scalar_in(torch.float64, lr) / (1 - BETA1**time)).to(param.dtype)
-    correction = (1 - BETA2**time).sqrt().to(param.dtype)
+    time, one = step.double(), constant(1.0, torch.float64)
+    correction = (one - torch.pow(constant(BETA1, torch.float64), time)).to(dtype)
+    correction_sq = (one - torch.pow(constant(BETA2, torch.float64), time)).sqrt().to(dtype)
 
-    # The square root has no derivative at 0; its argument is kept away from there, on both sides.
-    positive = exp_avg_sq > 0
-    root = torch.where(positive, torch.where(positive, exp_avg_sq, 1.0).sqrt(), 0.0)
-    denominator = root / correction + EPS
-    param = torch.addcdiv(param, step_size * exp_avg, denominator, value=-1)
+    # The square root has no derivative at 0. This keeps clear of it, by too little to change a bit
+    # of the denominator.
+    root = exp_avg_sq.clamp(min=(1e-3 * EPS * torch.finfo(dtype).eps) ** 2).sqrt()
+    denominator = torch.add(root / correction_sq, constant(EPS, dtype)) * correction
+    if isinstance(lr, Tensor):
+        param = torch.addcdiv(param, lr.to(dtype) * exp_avg, denominator, value=-1)
+    else:
+        param = torch.addcdiv(param, exp_avg, denominator, value=-lr)
     return param, exp_avg, exp_avg_sq, step

@@ -12,7 +12,7 @@ def check_tensors(mask: Tensor | None, /, **tensors: Tensor) -> None:
 
     The first tensor named sets the shape that the others must have.
     """
-    first = next(iter(tensors))
+    owner = ""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(
@@ -23,7 +23,10 @@ def check_tensors(mask: Tensor | None, /, **tensors: Tensor) -> None:
                 f"`{name}` should be a floating-point tensor. "
                 f"Found `{name}.dtype = {tensor.dtype}`."
             )
-        check_shape(name, tensor, tensors[first].shape, first)
+        if not owner:
+            owner, shape = name, tensor.shape
+        elif tensor.shape != shape:
+            check_shape(name, tensor, shape, owner)
     if mask is not None:
         if not isinstance(mask, Tensor):
             raise TypeError(f"`mask` should be a boolean tensor. Found a {type(mask).__name__}.")
@@ -31,7 +34,7 @@ def check_tensors(mask: Tensor | None, /, **tensors: Tensor) -> None:
             raise ValueError(
                 f"`mask` should be a boolean tensor. Found `mask.dtype = {mask.dtype}`."
             )
-        check_shape("mask", mask, tensors[first].shape, first)
+        check_shape("mask", mask, shape, owner)
 
 
 def check_shape(name: str, tensor: Tensor, shape: torch.Size, owner: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .checks import as_shape, check_scalar, check_tensors
 from .precision import at_least_float32, in_common_dtype, scalar_in
-from .presence import fill_absent, is_measured, masked_softmax, weighted_sum
+from .presence import fill_absent, measured, softmax, sum_of_products
 
 
 class DWAState(NamedTuple):
@@ -96,11 +96,18 @@ def dwa_accumulate(state: DWAState, losses: Tensor, *, mask: Tensor | None = Non
         (tensor([1., 0.], dtype=torch.float64), tensor([1, 0]))
     """
     check_tensors(mask, state=state.last, losses=losses)
-    measured = is_measured(losses, mask)
-    return state._replace(
-        loss_sum=state.loss_sum + torch.where(measured, losses, 0.0),
-        count=state.count + measured,
-    )
+    where, losses = measured(losses, mask)
+    return state._replace(loss_sum=state.loss_sum + losses, count=state.count + where)
+
+
+def dwa_accumulate_(state: DWAState, losses: Tensor, mask: Tensor | None) -> None:
+    """:func:`dwa_accumulate` in place and without its checks: for a module's own buffers.
+
+    It runs once a batch, and new tensors copied into the buffers would take a third of the call.
+    """
+    where, losses = measured(losses, mask)
+    state.loss_sum.add_(losses)
+    state.count.add_(where)
 
 
 def dwa_step(state: DWAState) -> DWAState:
@@ -180,8 +187,8 @@ def dwa_weights(
     if epochs is not None:
         has_rate = has_rate & (epochs >= 2)
     rates = fill_absent(has_rate, last, 0.0) / fill_absent(has_rate, previous, 1.0)
-    softmax = masked_softmax(rates / scalar_in(rates.dtype, temperature), has_rate)
-    return fill_absent(has_rate, softmax * has_rate.sum(), 1.0)
+    share = softmax(rates / scalar_in(rates.dtype, temperature), has_rate)
+    return fill_absent(has_rate, share * has_rate.sum(), 1.0)
 
 
 def dwa_combine(
@@ -230,4 +237,5 @@ def dwa_loss_and_weights(
     """:func:`dwa_combine` with weights that are known already, and those weights as used."""
     check_tensors(mask, weights=weights, losses=losses)
     losses, weights = in_common_dtype(losses, weights)
-    return weighted_sum(losses, weights, mask)
+    losses, weights = fill_absent(mask, losses, 0.0), fill_absent(mask, weights, 0.0)
+    return sum_of_products(weights, losses), weights

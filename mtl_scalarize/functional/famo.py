@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .adam import adam_step
 from .checks import as_shape, check_scalar, check_shape, check_tensors
-from .precision import at_least_float32, in_common_dtype, scalar_in
-from .presence import fill_absent, is_measured, masked_softmax
+from .precision import at_least_float32, constant, in_common_dtype, scalar_in
+from .presence import fill_absent, measured, softmax, sum_of_products
 
 # Keeps the logarithm finite at the lower bound; the value of the official implementation.
 EPS = 1e-8
@@ -233,11 +233,10 @@ def famo_update(
     check_tensors(mask, state=state.logits, delta=delta)
     check_scalar("lr", lr)
     check_scalar("weight_decay", weight_decay)
-    measured = is_measured(delta, mask)
-    delta = fill_absent(measured, delta.to(state.logits.dtype), 0.0)
-    share = masked_softmax(state.logits, measured)
-    grad = share * (delta - (share * delta).sum())
-    stepped = adam_step(
+    where, delta = measured(delta.to(state.logits.dtype), mask)
+    share = softmax(state.logits, where)
+    grad = share * (delta - sum_of_products(share, delta))
+    logits, exp_avg, exp_avg_sq, step = adam_step(
         state.logits,
         grad,
         state.exp_avg,
@@ -247,7 +246,10 @@ def famo_update(
         weight_decay=weight_decay,
     )
     return FAMOState(
-        *(torch.where(measured, new, old) for new, old in zip(stepped, state, strict=True))
+        logits=torch.where(where, logits, state.logits),
+        exp_avg=torch.where(where, exp_avg, state.exp_avg),
+        exp_avg_sq=torch.where(where, exp_avg_sq, state.exp_avg_sq),
+        step=torch.where(where, step, state.step),
     )
 
 
@@ -256,9 +258,9 @@ def famo_loss_and_weights(
 ) -> tuple[Tensor, Tensor]:
     """:func:`famo_combine` and its (constant) :func:`famo_weights` at the price of one."""
     distance, share = _distance_and_share(losses, logits, min_losses, mask)
-    pull = (share / distance).detach()
+    pull = share.detach() / distance.detach()
     total = _total(pull, mask)
-    return (share * torch.log(distance)).sum() / total, pull / total
+    return sum_of_products(share / total, torch.log(distance)), pull / total
 
 
 def _distance(losses: Tensor, min_losses: float | Tensor) -> Tensor:
@@ -269,7 +271,7 @@ def _distance(losses: Tensor, min_losses: float | Tensor) -> Tensor:
         )
     if isinstance(min_losses, Tensor) and min_losses.ndim > 0:
         check_shape("min_losses", min_losses, losses.shape, "losses")
-    return losses - scalar_in(losses.dtype, min_losses) + EPS
+    return losses - scalar_in(losses.dtype, min_losses) + constant(EPS, losses.dtype)
 
 
 def _distance_and_share(
@@ -279,7 +281,7 @@ def _distance_and_share(
     check_tensors(mask, logits=logits, losses=losses)
     losses, logits = in_common_dtype(losses, logits)
     distance = fill_absent(mask, _distance(losses, min_losses), 1.0)
-    return distance, masked_softmax(logits, mask)
+    return distance, fill_absent(mask, softmax(logits, mask), 0.0)
 
 
 def _total(pull: Tensor, mask: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_tensors
-from .precision import in_common_dtype
+from .precision import at_least_float32, in_common_dtype
 from .presence import fill_absent
 
 
@@ -70,16 +70,16 @@ def imtll_weights(log_scale: Tensor, *, mask: Tensor | None = None) -> Tensor:
         tensor([1.0000, 0.1353])
     """
     check_tensors(mask, log_scale=log_scale)
-    (log_scale,) = in_common_dtype(log_scale)
+    log_scale = log_scale.to(at_least_float32(log_scale.dtype))
     return fill_absent(mask, torch.exp(log_scale), 0.0)
 
 
 def imtll_loss_and_weights(
     losses: Tensor, log_scale: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """:func:`imtll_loss` and :func:`imtll_weights` at the price of one."""
+    """:func:`imtll_loss` and its (constant) :func:`imtll_weights` at the price of one."""
     check_tensors(mask, log_scale=log_scale, losses=losses)
     losses, log_scale = in_common_dtype(losses, log_scale)
     losses, log_scale = fill_absent(mask, losses, 0.0), fill_absent(mask, log_scale, 0.0)
-    weights = torch.exp(log_scale)
-    return (weights * losses - log_scale).sum(), fill_absent(mask, weights, 0.0)
+    scale = torch.exp(log_scale)
+    return (scale * losses - log_scale).sum(), fill_absent(mask, scale.detach(), 0.0)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from .checks import check_tensors
-from .precision import in_common_dtype
-from .presence import fill_absent
+from .precision import at_least_float32, constant, in_common_dtype
+from .presence import fill_absent, sum_of_products
 
 
 def uw_loss(losses: Tensor, log_var: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -72,16 +72,18 @@ def uw_weights(log_var: Tensor, *, mask: Tensor | None = None) -> Tensor:
         tensor([0.5000, 0.0677])
     """
     check_tensors(mask, log_var=log_var)
-    (log_var,) = in_common_dtype(log_var)
+    log_var = log_var.to(at_least_float32(log_var.dtype))
     return fill_absent(mask, 0.5 * torch.exp(-log_var), 0.0)
 
 
 def uw_loss_and_weights(
     losses: Tensor, log_var: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """:func:`uw_loss` and :func:`uw_weights` at the price of one."""
+    """:func:`uw_loss` and its (constant) :func:`uw_weights` at the price of one."""
     check_tensors(mask, log_var=log_var, losses=losses)
     losses, log_var = in_common_dtype(losses, log_var)
     losses, log_var = fill_absent(mask, losses, 0.0), fill_absent(mask, log_var, 0.0)
-    weights = 0.5 * torch.exp(-log_var)
-    return (weights * losses + 0.5 * log_var).sum(), fill_absent(mask, weights, 0.0)
+    scale = torch.exp(-log_var)
+    doubled = torch.addcmul(log_var, scale, losses)
+    weights = fill_absent(mask, scale.detach() * constant(0.5, scale.dtype), 0.0)
+    return sum_of_products(doubled, torch.full_like(doubled, 0.5)), weights

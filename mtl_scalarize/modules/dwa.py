@@ -9,7 +9,7 @@ from torch import Tensor
 from ..functional.checks import as_shape, check_scalar, check_tensors
 from ..functional.dwa import (
     DWAState,
-    dwa_accumulate,
+    dwa_accumulate_,
     dwa_init,
     dwa_loss_and_weights,
     dwa_step,
@@ -88,27 +88,27 @@ class DWA(Scalarizer):
         loss, weights = dwa_loss_and_weights(losses, weights, mask)
         self._report(weights)
         if learning:
-            self._store(dwa_accumulate(self.state, losses.detach(), mask=mask))
+            dwa_accumulate_(self.state, losses.detach(), mask)
         return loss
 
     def step(self) -> None:
         """Close the epoch: average its losses and compute the weights of the next one."""
         if self._has_shape():
-            self._store(dwa_step(self.state))
+            self._store(self.state, dwa_step(self.state))
             self._reweigh()
 
     def reset(self) -> None:
         if self.shape is None:
             self._register(None)
         else:
-            self._store(dwa_init(self.shape))
+            self._store(self.state, dwa_init(self.shape))
             self._reweigh()
         self._weights = None
 
     @property
     def state(self) -> DWAState:
         """The state as the functional core takes it."""
-        return DWAState(self.loss_sum, self.count, self.last, self.previous, self.epochs)
+        return DWAState(*self._fetch(DWAState._fields))
 
     @property
     def temperature(self) -> float:
@@ -132,13 +132,13 @@ class DWA(Scalarizer):
         """Take what was left open from the first losses to learn from."""
         check_tensors(mask, losses=losses)
         if self._has_shape():
-            if self.last.device != losses.device:  # that of a checkpoint
+            if self.state.last.device != losses.device:  # that of a checkpoint
                 self.to(losses.device)
         elif learning:
             self._register(dwa_init(losses.shape, dtype=losses.dtype, device=losses.device))
 
     def _has_shape(self) -> bool:
-        return self.last is not None
+        return self._buffers["last"] is not None
 
     def _reweigh(self) -> None:
         if self._has_shape():

@@ -15,7 +15,7 @@ from ..functional.famo import (
     famo_update,
 )
 from ..functional.precision import at_least_float32
-from ..functional.presence import fill_absent, is_measured
+from ..functional.presence import fill_absent, measured
 from .scalarizer import Scalarizer, default_dtype
 
 
@@ -139,7 +139,7 @@ class FAMO(Scalarizer):
         self._learn(losses, mask)
 
     def reset(self) -> None:
-        self._store(famo_init(self.logits.shape))
+        self._store(self.state, famo_init(self.logits.shape))
         self.previous_losses.fill_(torch.nan)
         self._has_previous = False
         self._weights = None
@@ -147,7 +147,7 @@ class FAMO(Scalarizer):
     @property
     def state(self) -> FAMOState:
         """The state as the functional core takes it."""
-        return FAMOState(self.logits, self.exp_avg, self.exp_avg_sq, self.step)
+        return FAMOState(*self._fetch(FAMOState._fields))
 
     def _learn(self, losses: Tensor, mask: Tensor | None) -> None:
         check_tensors(mask, logits=self.logits, losses=losses)
@@ -155,13 +155,14 @@ class FAMO(Scalarizer):
         # that of the rounding, and Adam makes a full step of whatever it is given.
         losses = losses.detach().to(self.previous_losses.dtype)
         delta = famo_delta(self.previous_losses, losses, self.min_losses)
+        state = self.state
         self._store(
-            famo_update(self.state, delta, lr=self.lr, weight_decay=self.weight_decay, mask=mask)
+            state, famo_update(state, delta, lr=self.lr, weight_decay=self.weight_decay, mask=mask)
         )
 
     def _remember(self, losses: Tensor, mask: Tensor | None) -> None:
         if self.amortized:  # a task that is not measured now is compared with when it last was
-            losses = torch.where(is_measured(losses, mask), losses, self.previous_losses)
+            losses = torch.where(measured(losses, mask)[0], losses, self.previous_losses)
         else:  # the second forward pass may find a number where there is no task
             losses = fill_absent(mask, losses, torch.nan)
         self.previous_losses.copy_(losses)

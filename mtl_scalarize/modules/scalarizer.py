@@ -1,8 +1,8 @@
 """What the four modules share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -61,20 +61,24 @@ class Scalarizer(nn.Module, ABC):
     def _report(self, weights: Tensor) -> None:
         """Keep the weights of this call; an exported program has no attribute to keep them in."""
         if not torch.compiler.is_exporting():
-            self._weights = weights.detach()
+            # Not by `setattr`: nn.Module would look for a parameter or buffer first, for 1 us.
+            self.__dict__["_weights"] = weights
 
     def _is_learning(self) -> bool:
         """Whether a call may change the state: a validation pass must not."""
         return self.training and torch.is_grad_enabled()
 
-    def _store(self, state: NamedTuple) -> None:
-        """Write ``state`` into the buffers of the same names.
+    def _fetch(self, names: Iterable[str]) -> list[Tensor]:
+        """The buffers of these names; by attribute each would take 0.4 us more."""
+        return [self._buffers[name] for name in names]  # type: ignore[misc]  # none is None here
+
+    def _store(self, state: Iterable[Tensor], new: Iterable[Tensor]) -> None:
+        """Write what changed of ``new`` into the buffers ``state``.
 
         In place, so that a captured CUDA graph, an exported program and a stack of modules under
         ``vmap`` all advance the state that they were given.
         """
-        for name, value in state._asdict().items():
-            buffer = getattr(self, name)
+        for buffer, value in zip(state, new, strict=True):
             if value is not buffer:
                 buffer.copy_(value)
 
