@@ -55,7 +55,7 @@ def check_scalar(name: str, value: float | Tensor, *, positive: bool = False) ->
                 f"Found `{name}.shape = {tuple(value.shape)}`."
             )
         return
-    if not isinstance(value, int | float):
+    if not isinstance(value, (int, float)):
         raise TypeError(
             f"`{name}` should be a number or a 0-d tensor. Found a {type(value).__name__}."
         )

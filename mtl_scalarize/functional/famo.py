@@ -265,7 +265,7 @@ def famo_loss_and_weights(
 
 def _distance(losses: Tensor, min_losses: float | Tensor) -> Tensor:
     """How far the losses are above their lower bounds."""
-    if not isinstance(min_losses, Tensor | float | int):
+    if not isinstance(min_losses, (Tensor, int, float)):
         raise TypeError(
             f"`min_losses` should be a number or a tensor. Found a {type(min_losses).__name__}."
         )
