@@ -70,7 +70,7 @@ def learn(scalarizer: Scalarizer, index: int, batch: Batch) -> tuple[Tensor, Ten
 
 def after(losses: Tensor) -> Tensor:
     """The losses after the model's update: every task falls, each at its own rate."""
-    rates = torch.linspace(0.5, 0.9, losses.numel(), dtype=losses.dtype)
+    rates = torch.linspace(0.5, 0.9, losses.numel(), dtype=losses.dtype, device=losses.device)
     return losses.detach() * rates.reshape(losses.shape)
 
 

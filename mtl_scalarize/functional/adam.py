@@ -34,19 +34,22 @@ def adam_step(
         grad = grad + weight_decay * param
     else:
         grad = torch.add(grad, param, alpha=weight_decay)
-    step = step + constant(1, step.dtype)
+    step = step + 1
     exp_avg = torch.lerp(exp_avg, grad, 1 - BETA1)
-    exp_avg_sq = torch.addcmul(exp_avg_sq * constant(BETA2, dtype), grad, grad, value=1 - BETA2)
+    exp_avg_sq = torch.addcmul(
+        exp_avg_sq * constant(BETA2, exp_avg_sq), grad, grad, value=1 - BETA2
+    )
 
     # In float64, as Adam's Python floats are: 1 - 0.999**1 keeps only four digits in float32.
-    time, one = step.double(), constant(1.0, torch.float64)
-    correction = (one - torch.pow(constant(BETA1, torch.float64), time)).to(dtype)
-    correction_sq = (one - torch.pow(constant(BETA2, torch.float64), time)).sqrt().to(dtype)
+    time = step.double()
+    one = constant(1.0, time)
+    correction = (one - torch.pow(constant(BETA1, time), time)).to(dtype)
+    correction_sq = (one - torch.pow(constant(BETA2, time), time)).sqrt().to(dtype)
 
     # The square root has no derivative at 0. This keeps clear of it, by too little to change a bit
     # of the denominator.
     root = exp_avg_sq.clamp(min=(1e-3 * EPS * torch.finfo(dtype).eps) ** 2).sqrt()
-    denominator = torch.add(root / correction_sq, constant(EPS, dtype)) * correction
+    denominator = (root / correction_sq + constant(EPS, root)) * correction
     if isinstance(lr, Tensor):
         param = torch.addcdiv(param, lr.to(dtype) * exp_avg, denominator, value=-1)
     else:

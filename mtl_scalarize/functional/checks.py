@@ -67,12 +67,10 @@ def check_scalar(name: str, value: float | Tensor, *, positive: bool = False) ->
 
 def as_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
     """The shape that ``shape`` stands for: an int ``n`` means ``(n,)``."""
+    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     try:
-        sizes = (
-            (operator.index(shape),)
-            if not isinstance(shape, Sequence)
-            else tuple(operator.index(size) for size in shape)
-        )
+        # A compiler's symbolic size is an int, and `index` would make a number of it.
+        sizes = tuple(size if isinstance(size, int) else operator.index(size) for size in sizes)
     except TypeError:
         raise TypeError(
             f"`shape` should be an int or a sequence of ints. Found `shape = {shape!r}`."

@@ -271,7 +271,7 @@ def _distance(losses: Tensor, min_losses: float | Tensor) -> Tensor:
         )
     if isinstance(min_losses, Tensor) and min_losses.ndim > 0:
         check_shape("min_losses", min_losses, losses.shape, "losses")
-    return losses - scalar_in(losses.dtype, min_losses) + constant(EPS, losses.dtype)
+    return losses - scalar_in(losses.dtype, min_losses) + constant(EPS, losses)
 
 
 def _distance_and_share(

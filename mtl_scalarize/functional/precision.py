@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 _FULL = frozenset({torch.float32, torch.float64})
-_CONSTANTS: dict[tuple[float, torch.dtype], Tensor] = {}
 
 
 def at_least_float32(*dtypes: torch.dtype) -> torch.dtype:
@@ -30,17 +29,26 @@ def scalar_in(dtype: torch.dtype, value: float | Tensor) -> float | Tensor:
     return value.to(dtype) if isinstance(value, Tensor) else value
 
 
-def constant(value: float, dtype: torch.dtype) -> float | Tensor:
-    """``value`` as an operand of an eager operator.
+def _constants() -> dict[tuple[float, torch.dtype], Tensor]:
+    # Made on import, outside any mode, so that none of them belongs to the first call's transform.
+    with torch.inference_mode(False):
+        return {
+            (value, dtype): torch.tensor(value, dtype=dtype, device="cpu")
+            for dtype in _FULL
+            for value in (0.0, 0.5, 1e-8, 0.9, 0.999, 1.0, torch.nan, torch.finfo(dtype).min)
+        }
+
+
+_CONSTANTS = _constants()
+
+
+def constant(value: float, like: Tensor) -> float | Tensor:
+    """``value`` as an operand for ``like`` in an eager operator.
 
     The operator makes a tensor of a Python number each time, which on a few tasks costs more than
-    its arithmetic: ``x + 1e-8`` takes 2.2 us, ``x + constant(1e-8, x.dtype)`` 1.0 us. A 0-d tensor
-    on the CPU combines with tensors of any device. A compiler wants to see the number.
+    its arithmetic: ``x + 1e-8`` takes 2.2 us, ``x + constant(1e-8, x)`` 1.0 us. A 0-d tensor on the
+    CPU combines with tensors of any device. A compiler, or a fake tensor, wants the number.
     """
-    if torch.compiler.is_compiling():
+    if type(like) is not Tensor or torch.compiler.is_compiling():
         return value
-    try:
-        return _CONSTANTS[value, dtype]
-    except KeyError:
-        made = torch.tensor(value, dtype=dtype, device="cpu")
-        return _CONSTANTS.setdefault((value, dtype), made)
+    return _CONSTANTS.get((value, like.dtype), value)

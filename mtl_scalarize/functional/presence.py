@@ -12,7 +12,7 @@ def fill_absent(mask: Tensor | None, tensor: Tensor, value: float) -> Tensor:
     Fill the *inputs* of a formula rather than mask its result: a nan that entered would come back
     out of the backward pass as ``0 * nan``.
     """
-    return tensor if mask is None else torch.where(mask, tensor, constant(value, tensor.dtype))
+    return tensor if mask is None else torch.where(mask, tensor, constant(value, tensor))
 
 
 def measured(losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

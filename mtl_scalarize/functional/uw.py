@@ -85,5 +85,5 @@ def uw_loss_and_weights(
     losses, log_var = fill_absent(mask, losses, 0.0), fill_absent(mask, log_var, 0.0)
     scale = torch.exp(-log_var)
     doubled = torch.addcmul(log_var, scale, losses)
-    weights = fill_absent(mask, scale.detach() * constant(0.5, scale.dtype), 0.0)
+    weights = fill_absent(mask, scale.detach() * constant(0.5, scale), 0.0)
     return sum_of_products(doubled, torch.full_like(doubled, 0.5)), weights

@@ -101,7 +101,7 @@ class DWA(Scalarizer):
         if self.shape is None:
             self._register(None)
         else:
-            self._store(self.state, dwa_init(self.shape))
+            self._store(self.state, dwa_init(self.shape, device=self.last.device))
             self._reweigh()
         self._weights = None
 

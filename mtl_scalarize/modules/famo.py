@@ -139,7 +139,7 @@ class FAMO(Scalarizer):
         self._learn(losses, mask)
 
     def reset(self) -> None:
-        self._store(self.state, famo_init(self.logits.shape))
+        self._store(self.state, famo_init(self.logits.shape, device=self.logits.device))
         self.previous_losses.fill_(torch.nan)
         self._has_previous = False
         self._weights = None

@@ -1,0 +1,299 @@
+"""Every public function under every transform of `torch.func`, cell by cell of one matrix."""
+
+import inspect
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from functions import (
+    COLUMNS,
+    REASONS,
+    ROWS,
+    TRANSFORMS,
+    VMAPS,
+    Row,
+    cells,
+    flat,
+    stack,
+    synchronization_forbidden,
+)
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import gradcheck, gradgradcheck
+
+import mtl_scalarize
+from mtl_scalarize import famo_combine, famo_delta, famo_init, famo_update, famo_weights
+
+#: Examples along a mapped dimension.
+BATCH = 3
+
+
+def mapped(row: Row, names: list[str], device: str) -> None:
+    """`vmap` over the arguments `names` gives what a loop over them gives."""
+    fixed = row.inputs(device=device)
+    examples = [
+        fixed | {name: row.inputs(seed, device)[name] for name in names}
+        for seed in range(1, BATCH + 1)
+    ]
+    stacked = fixed | {name: stack(example[name] for example in examples) for name in names}
+    over_names = {name: 0 if name in names else None for name in fixed}
+    found = torch.vmap(lambda inputs: row.function(**inputs), in_dims=(over_names,))(stacked)
+    assert_as_a_loop(found, stack(row.function(**example) for example in examples))
+
+
+def mapped_over_one_bound_for_all(row: Row, device: str) -> None:
+    fixed = row.inputs(device=device)
+    bounds = torch.linspace(0.0, 0.4, BATCH, dtype=torch.float64, device=device)
+
+    def bounded(min_losses: Tensor) -> Any:
+        return row.function(**fixed | {"min_losses": min_losses})
+
+    assert_as_a_loop(torch.vmap(bounded)(bounds), stack(bounded(bound) for bound in bounds))
+
+
+def mapped_twice(row: Row, device: str) -> None:
+    """Maps within a map, every argument mapped by both, and each along another dimension."""
+    examples = [[row.inputs(2 * i + j, device) for j in range(2)] for i in range(BATCH)]
+    stacked = stack(stack(inner) for inner in zip(*examples, strict=True))  # the inner map first
+
+    def function(inputs: dict[str, Any]) -> Any:
+        return row.function(**inputs)
+
+    found = torch.vmap(torch.vmap(function), in_dims=1)(stacked)
+    assert_as_a_loop(found, stack(stack(function(e) for e in inner) for inner in examples))
+
+
+def assert_as_a_loop(found: Any, expected: Any) -> None:
+    assert type(found) is type(expected)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def held_constant(row: Row, inputs: dict[str, Any]) -> Callable[..., Any]:
+    """The function that the derivatives of `row` at `inputs` are the derivatives of.
+
+    It is the function itself, but for FAMO's factor `c`, which its definition holds constant.
+    """
+    if row.function is not famo_combine:
+        return row.function
+
+    def terms(
+        losses: Tensor, logits: Tensor, min_losses: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        present = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask
+        share = torch.softmax(logits[present], 0)
+        return share, losses[present] - min_losses[present] + 1e-8
+
+    share, distance = terms(**inputs)
+    factor = 1 / (share / distance).sum()
+
+    def combine(**at: Tensor) -> Tensor:
+        share, distance = terms(**at)
+        return factor * (share * distance.log()).sum()
+
+    return combine
+
+
+def finite_differences(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
+    """The Jacobian of `function` by central differences: its last dimension is that of `point`."""
+    steps = 1e-5 * torch.eye(len(point), dtype=point.dtype, device=point.device)
+    columns = [(function(point + step) - function(point - step)) / 2e-5 for step in steps]
+    return torch.stack(columns, -1)
+
+
+def derived(row: Row, column: str, device: str) -> None:
+    """A derivative by `column` is that of finite differences."""
+    inputs = row.inputs(device=device)
+    function, point = flat(row.function, inputs)
+    held, _ = flat(held_constant(row, inputs), inputs)
+    jacobian = finite_differences(held, point)
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.randn(n, generator=generator, dtype=torch.float64).to(device) for n in jacobian.shape
+    )
+    match column:
+        case "grad":
+            found, expected = torch.func.grad(lambda x: left @ function(x))(point), left @ jacobian
+        case "vjp":
+            (found,), expected = torch.func.vjp(function, point)[1](left), left @ jacobian
+        case "jvp":
+            found, expected = torch.func.jvp(function, (point,), (right,))[1], jacobian @ right
+        case "jacrev":
+            found, expected = torch.func.jacrev(function)(point), jacobian
+        case "jacfwd":
+            found, expected = torch.func.jacfwd(function)(point), jacobian
+        case "hessian":
+            found = torch.func.hessian(function)(point)
+            expected = finite_differences(torch.func.jacrev(held), point)
+        case _:
+            raise NotImplementedError(column)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def checked(row: Row, column: str, device: str, *, raise_exception: bool = True) -> bool:
+    """Autograd's own check, of every floating argument at once, forward mode and batches too."""
+    function, point = flat(row.function, row.inputs(device=device))
+    point.requires_grad_()
+    if column == "gradcheck":
+        return gradcheck(
+            function,
+            point,
+            check_forward_ad=True,
+            check_batched_grad=True,
+            check_batched_forward_grad=True,
+            raise_exception=raise_exception,
+        )
+    return gradgradcheck(
+        function,
+        point,
+        check_fwd_over_rev=True,
+        check_batched_grad=True,
+        raise_exception=raise_exception,
+    )
+
+
+def without_host_sync(row: Row, device: str) -> None:
+    """Nothing waits for the device; without one, tensors that have no values stand in for its."""
+    if device == "cuda":
+        inputs = row.inputs(device=device)
+        with synchronization_forbidden():
+            row.function(**inputs)
+            if row.takes_tensors():
+                function, point = flat(row.function, inputs)
+                torch.func.vjp(function, point)[1](function(point))
+    else:
+        with FakeTensorMode(allow_non_fake_inputs=True):  # those of numbers
+            inputs = pytree.tree_map_only(Tensor, on_no_gpu, row.inputs())
+            if "device" in inputs:
+                inputs["device"] = "cuda"
+            returned = row.function(**inputs)
+            assert {leaf.device.type for leaf in pytree.tree_leaves(returned)} == {"cuda"}
+
+
+def on_no_gpu(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="cuda")
+
+
+@pytest.mark.parametrize(("row", "column", "device"), cells(TRANSFORMS))
+def test_transform_of_function(row: Row, column: str, device: str) -> None:
+    match row.mark(column):
+        case "+" if column == "vmap all":
+            mapped(row, row.arguments, device)
+        case "+" if column == "vmap nested":
+            mapped_twice(row, device)
+        case "+" if column in VMAPS:
+            role = column.removeprefix("vmap ")
+            mapped(row, row.of_role(role), device)
+            if role == "min_losses":
+                mapped_over_one_bound_for_all(row, device)
+        case "+" if column == "no host sync":
+            without_host_sync(row, device)
+        case "+" if column in ("gradcheck", "gradgradcheck"):
+            checked(row, column, device)
+        case "+":
+            derived(row, column, device)
+        # A cell that cannot hold: its reason is true.
+        case ".":
+            assert not row.of_role(column.removeprefix("vmap "))
+        case "0":
+            assert not row.takes_tensors()
+        case "c":
+            assert not checked(row, column, device, raise_exception=False)
+
+
+def public_functions() -> dict[str, Callable[..., Any]]:
+    public = {name: getattr(mtl_scalarize, name) for name in mtl_scalarize.__all__}
+    return {name: value for name, value in public.items() if inspect.isfunction(value)}
+
+
+def test_no_cell_of_the_matrix_is_missing() -> None:
+    with_mask = [
+        f for f in public_functions().values() if "mask" in inspect.signature(f).parameters
+    ]
+    rows = {(f, False) for f in public_functions().values()} | {(f, True) for f in with_mask}
+    assert Counter((row.function, row.masked) for row in ROWS) == Counter(rows)
+    assert [str(row) for row in ROWS if len(row.marks) != len(COLUMNS)] == []
+    # Every mark counted, so that a cell cannot become one that "cannot hold" unnoticed.
+    assert set(REASONS) == {mark for row in ROWS for mark in row.marks} - {"+"}
+    assert Counter(mark for row in ROWS for mark in row.marks) == {
+        "+": 377,
+        ".": 91,
+        "0": 34,
+        "c": 4,
+    }
+
+
+def test_a_sweep_may_map_whole_runs() -> None:
+    """From the first state on, which is made inside the map."""
+    learning_rates = torch.tensor([0.0, 0.01, 0.1], dtype=torch.float64)
+    before = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+
+    def logits(lr: Tensor) -> Tensor:
+        state = famo_init(3, dtype=torch.float64)
+        for step in range(10):
+            after = before * torch.tensor([0.9, 0.5, 1.0 - 0.05 * step], dtype=torch.float64)
+            state = famo_update(state, famo_delta(before, after), lr=lr)
+        return state.logits
+
+    expected = torch.stack([logits(lr) for lr in learning_rates])
+    assert_as_a_loop(torch.vmap(logits)(learning_rates), expected)
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_a_fresh_state_has_derivatives(tasks: int) -> None:
+    """Although Adam's second moment is 0 there, and stays 0 where there is a single task."""
+    fresh = famo_init(tasks, dtype=torch.float64)
+    hyperparameters = torch.tensor([0.025, 1e-3], dtype=torch.float64)
+    delta = torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64)[:tasks]
+
+    def weights(hyperparameters: Tensor, delta: Tensor) -> Tensor:
+        lr, weight_decay = hyperparameters
+        state = famo_update(fresh, delta, lr=lr, weight_decay=weight_decay)
+        state = famo_update(state, 0.5 * delta, lr=lr, weight_decay=weight_decay)
+        return famo_weights(torch.ones_like(delta), state.logits)
+
+    arguments = (hyperparameters.requires_grad_(), delta.requires_grad_())
+    assert gradcheck(weights, arguments, check_forward_ad=True)
+
+
+FIRST_CALLS = {
+    "in inference mode": "with torch.inference_mode(): call()",
+    "on fake tensors": "with FakeTensorMode(allow_non_fake_inputs=True): call()",
+    "under jvp": "torch.func.jvp(lambda x: (call(), x)[1], (torch.ones(1),), (torch.ones(1),))",
+    "under grad": "torch.func.grad(lambda x: (call(), x.sum())[1])(torch.ones(1))",
+}
+
+
+@pytest.mark.parametrize("first_call", FIRST_CALLS.values(), ids=FIRST_CALLS.keys())
+def test_what_a_call_was_made_under_leaves_no_trace(first_call: str) -> None:
+    """In a new process: what is kept from a first call would be taken by all that follow."""
+    program = f"""
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+from functions import ROWS, value_and_gradients
+
+def call():
+    for row in ROWS:
+        row.function(**row.inputs())
+
+{first_call}
+for row in ROWS:
+    for leaf in tree_leaves(value_and_gradients(row.function, row.inputs())):
+        leaf.tolist()
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
