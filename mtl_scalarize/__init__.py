@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from .distributed import all_reduce_losses
 from .functional import (
     DWAState,
     FAMOState,
@@ -32,6 +33,7 @@ __all__ = [
     "DWAState",
     "FAMOState",
     "Scalarizer",
+    "all_reduce_losses",
     "dwa_accumulate",
     "dwa_combine",
     "dwa_init",

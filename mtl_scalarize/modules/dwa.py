@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..functional.checks import as_shape, check_scalar, check_tensors
@@ -38,6 +39,9 @@ class DWA(Scalarizer):
         temperature: :math:`T > 0`; the larger, the more uniform the weights. The paper uses 2.
         shape: the shape S of the losses; an int ``n`` means ``(n,)``. None: taken, with dtype and
             device, from the first losses or from a checkpoint.
+        process_group: the data-parallel ranks that balance their losses together, such as
+            ``torch.distributed.group.WORLD``: the training step is then that of one process on the
+            whole batch. None: each rank by itself.
 
     Raises:
         TypeError: ``shape`` is not an int or a sequence of ints.
@@ -62,6 +66,8 @@ class DWA(Scalarizer):
         tensor(2.)
     """
 
+    _learns_from_losses = True
+
     # All None as long as there is no shape.
     loss_sum: Tensor
     count: Tensor
@@ -71,16 +77,22 @@ class DWA(Scalarizer):
     epoch_weights: Tensor
 
     def __init__(
-        self, temperature: float = 2.0, *, shape: int | Sequence[int] | None = None
+        self,
+        temperature: float = 2.0,
+        *,
+        shape: int | Sequence[int] | None = None,
+        process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         check_scalar("temperature", temperature, positive=True)
-        super().__init__()
+        super().__init__(process_group)
         self._temperature = temperature
         self.shape = None if shape is None else as_shape(shape)
         self._register(None if self.shape is None else dwa_init(self.shape, dtype=default_dtype()))
 
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
         learning = self._is_learning()
+        if learning:
+            losses, mask = self._of_all_ranks(losses, mask)
         if self.shape is None:
             self._adopt(losses, mask, learning)
         # A copy: `step` writes in place what `backward` and `weights` may still need.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..functional.checks import as_shape, check_scalar, check_shape, check_tensors
@@ -46,6 +47,9 @@ class FAMO(Scalarizer):
         weight_decay: pull of the logits to 0, non-negative. The default is that of the paper's
             Algorithm 2; the official code uses 1e-5.
         amortized: whether each call measures the change since the call before, by itself.
+        process_group: the data-parallel ranks that balance their losses together, such as
+            ``torch.distributed.group.WORLD``: the training step is then that of one process on the
+            whole batch. None: each rank by itself.
 
     Raises:
         TypeError: ``shape`` is not an int or a sequence of ints, or ``min_losses`` not a
@@ -71,6 +75,8 @@ class FAMO(Scalarizer):
         tensor(1.)
     """
 
+    _learns_from_losses = True
+
     logits: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
@@ -86,6 +92,7 @@ class FAMO(Scalarizer):
         weight_decay: float = 1e-3,
         *,
         amortized: bool = False,
+        process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         check_scalar("lr", lr)
         check_scalar("weight_decay", weight_decay)
@@ -96,7 +103,7 @@ class FAMO(Scalarizer):
             check_tensors(None, min_losses=min_losses)
             check_shape("min_losses", min_losses, state.logits.shape, "shape")
             min_losses = min_losses.detach().to(at_least_float32(min_losses.dtype), copy=True)
-        super().__init__()
+        super().__init__(process_group)
         self.lr = lr
         self.weight_decay = weight_decay
         self.amortized = amortized
@@ -106,11 +113,16 @@ class FAMO(Scalarizer):
         # Not a number where there is none to compare with; `famo_update` passes over such a task.
         self.register_buffer("previous_losses", torch.full_like(state.logits, torch.nan))
         self._has_previous = False
+        self._own_mask: Tensor | None = None
 
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
         learning = self._is_learning()
-        if learning and self.amortized:
-            self._learn(losses, mask)
+        if learning:
+            if self.process_group is not None:
+                self._own_mask = mask
+            losses, mask = self._of_all_ranks(losses, mask)
+            if self.amortized:
+                self._learn(losses, mask)
         loss, weights = famo_loss_and_weights(losses, self.logits, self.min_losses, mask)
         self._report(weights)
         if learning:
@@ -122,8 +134,8 @@ class FAMO(Scalarizer):
 
         Args:
             losses: the losses computed again on the same batch, of shape S.
-            mask: boolean, of shape S, True where the task is present. A task that was absent from
-                the last call is passed over in any case.
+            mask: boolean, of shape S, True where the task is present. None: as in the last call; a
+                task that was absent from it is passed over in any case.
 
         Raises:
             TypeError: ``losses`` is not a floating-point tensor.
@@ -136,7 +148,9 @@ class FAMO(Scalarizer):
             )
         if not self._has_previous:
             raise ValueError("`update` should follow a call on the losses. Found no call so far.")
-        self._learn(losses, mask)
+        if mask is None and self.process_group is not None:
+            mask = self._own_mask
+        self._learn(*self._of_all_ranks(losses, mask))
 
     def reset(self) -> None:
         self._store(self.state, famo_init(self.logits.shape, device=self.logits.device))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..functional.checks import as_shape
@@ -24,6 +25,9 @@ class IMTLL(Scalarizer):
     Args:
         shape: the shape S of the losses; an int ``n`` means ``(n,)``.
         init: where the logarithms of the scales start.
+        process_group: the data-parallel ranks that balance their losses together, such as
+            ``torch.distributed.group.WORLD``: the training step is then that of one process on the
+            whole batch. None: each rank by itself.
 
     Raises:
         TypeError: ``shape`` is not an int or a sequence of ints.
@@ -52,12 +56,20 @@ class IMTLL(Scalarizer):
 
     log_scale: nn.Parameter
 
-    def __init__(self, shape: int | Sequence[int], *, init: float = 0.0) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        *,
+        init: float = 0.0,
+        process_group: "dist.ProcessGroup | None" = None,
+    ) -> None:
+        super().__init__(process_group)
         self.init = init
         self.log_scale = nn.Parameter(torch.full(as_shape(shape), init, dtype=default_dtype()))
 
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self._is_learning():
+            losses, mask = self._of_all_ranks(losses, mask)
         loss, weights = imtll_loss_and_weights(losses, self.log_scale, mask)
         self._report(weights)
         return loss

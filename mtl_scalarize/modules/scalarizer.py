@@ -1,12 +1,16 @@
 """What the four modules share."""
 
+import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..distributed import all_reduce_losses_and_mask
 from ..functional.precision import at_least_float32
 
 
@@ -15,10 +19,19 @@ class Scalarizer(nn.Module, ABC):
 
     A subclass keeps all its state in parameters and buffers, and its ``forward`` fetches that
     state, calls a pure function of :mod:`mtl_scalarize.functional` and stores what comes back.
+
+    Args:
+        process_group: the data-parallel ranks that balance their losses together. None: each rank
+            by itself.
     """
 
-    def __init__(self) -> None:
+    #: Whether a call itself changes the state, by losses that each rank has its own of.
+    _learns_from_losses = False
+
+    def __init__(self, process_group: "dist.ProcessGroup | None" = None) -> None:
         super().__init__()
+        self.process_group = process_group
+        self._may_drift = self._learns_from_losses  # until the first call has had a look
         self._weights: Tensor | None = None
 
     @abstractmethod
@@ -67,6 +80,35 @@ class Scalarizer(nn.Module, ABC):
     def _is_learning(self) -> bool:
         """Whether a call may change the state: a validation pass must not."""
         return self.training and torch.is_grad_enabled()
+
+    def _of_all_ranks(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The losses and the presence of all ranks together, where there is a process group."""
+        if self.process_group is not None:
+            return all_reduce_losses_and_mask(losses, self.process_group, mask)
+        if not torch.compiler.is_compiling() and self._may_drift:
+            self._may_drift = False
+            self._warn_if_ranks_drift()
+        return losses, mask
+
+    def _warn_if_ranks_drift(self) -> None:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            warnings.warn(
+                f"{type(self).__name__} has no process group: each of the {dist.get_world_size()} "
+                "ranks balances by its own losses, and their states drift apart. Pass "
+                "`process_group=torch.distributed.group.WORLD`.",
+                stacklevel=2,
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Scalarizer":
+        memo[id(self.process_group)] = self.process_group  # cannot be copied, only shared
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: all but the process group, which belongs to this process."""
+        return {**self.__dict__, "process_group": None}
 
     def _fetch(self, names: Iterable[str]) -> list[Tensor]:
         """The buffers of these names; by attribute each would take 0.4 us more."""

@@ -1,0 +1,115 @@
+"""The collective that makes N data-parallel ranks equal one process."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .functional.checks import check_tensors
+from .functional.precision import at_least_float32
+from .functional.presence import fill_absent
+
+
+def all_reduce_losses(
+    losses: Tensor,
+    group: "dist.ProcessGroup | None" = None,
+    *,
+    mask: Tensor | None = None,
+    count: float | Tensor | None = None,
+) -> Tensor:
+    r"""The losses of the whole batch as value, and those of this rank as gradient.
+
+    .. math::
+        \bar\ell_i + \frac{N n_{ir}}{\sum_q n_{iq}} (\ell_{ir} - \mathrm{detach}(\ell_{ir})),
+        \qquad \bar\ell_i = \frac{\sum_q n_{iq} \ell_{iq}}{\sum_q n_{iq}}
+
+    for task :math:`i` on rank :math:`r` of :math:`N`, where :math:`n_{ir}` is 1 where the task is
+    present and 0 where it is not, or the number of samples behind the loss if ``count`` is given.
+    ``DistributedDataParallel`` averages gradients over the ranks; with these losses that average is
+    the gradient of one process on the concatenated batch, for any scalarizer.
+
+    Call it on every rank of the group. It costs one collective of K floats, and of 2K with a mask
+    or a count.
+
+    Args:
+        losses: this rank's losses, each the mean over its samples, of any shape S.
+        group: the process group. None: that of all ranks.
+        mask: boolean, of shape S, True where the task is present on this rank.
+        count: the number of samples behind the losses on this rank, a number or of shape S, for
+            batches of unequal size. None: as many on every rank.
+
+    Returns:
+        The losses, of shape S, at least float32; differentiable once. A task that no rank has is
+        nan, with no gradient: mask it by ``~losses.isnan()``.
+
+    Raises:
+        TypeError: ``losses`` is not a floating-point tensor.
+        ValueError: ``mask`` is not boolean or not of shape S, ``count`` is neither a number nor of
+            shape S, or no process group is initialised.
+
+    Example:
+        >>> import tempfile
+        >>> import torch.distributed as dist
+        >>> store = dist.FileStore(tempfile.mktemp(), 1)
+        >>> dist.init_process_group("gloo", rank=0, world_size=1, store=store)
+        >>> all_reduce_losses(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+        >>> dist.destroy_process_group()
+    """
+    reduced, somewhere = all_reduce_losses_and_mask(losses, group, mask, count)
+    return fill_absent(somewhere, reduced, torch.nan)
+
+
+def all_reduce_losses_and_mask(
+    losses: Tensor,
+    group: "dist.ProcessGroup | None",
+    mask: Tensor | None,
+    count: float | Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`all_reduce_losses` with 0 for a task that no rank has, and where there is one."""
+    check_tensors(mask, losses=losses)
+    group = _initialised(group)
+    losses = losses.to(at_least_float32(losses.dtype))
+    local = fill_absent(mask, losses, 0.0)
+    if mask is None and count is None:
+        mean = _sum_over_ranks(local.detach(), group) / group.size()
+        return mean + (local - local.detach()), None
+    weight = _weight(local, mask, count)
+    total, weights = _sum_over_ranks(torch.stack([weight * local.detach(), weight]), group)
+    somewhere = weights > 0
+    weights = torch.where(somewhere, weights, 1.0)
+    own = local * (weight * group.size() / weights)
+    return total / weights + (own - own.detach()), somewhere
+
+
+def _weight(losses: Tensor, mask: Tensor | None, count: float | Tensor | None) -> Tensor:
+    """How much each loss of this rank counts in the mean."""
+    if isinstance(count, Tensor) and count.ndim > 0:
+        if count.shape != losses.shape:
+            raise ValueError(
+                f"`count` should be a number or have shape {tuple(losses.shape)}, the shape of "
+                f"`losses`. Found `count.shape = {tuple(count.shape)}`."
+            )
+        weight = count.to(losses.dtype)
+    else:
+        weight = torch.ones_like(losses.detach()) * (1.0 if count is None else count)
+    return fill_absent(mask, weight, 0.0)
+
+
+def _sum_over_ranks(tensor: Tensor, group: "dist.ProcessGroup") -> Tensor:
+    """An all-reduce that ``torch.compile`` can trace."""
+    # Imported late: a build of torch without distributed has no such module.
+    from torch.distributed import _functional_collectives as collectives
+
+    summed: Tensor = collectives.wait_tensor(  # type: ignore[no-untyped-call]
+        collectives.all_reduce(tensor, "sum", group)
+    )
+    return summed
+
+
+def _initialised(group: "dist.ProcessGroup | None") -> "dist.ProcessGroup":
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ValueError(
+            "`group` should be an initialised process group. Found none: call "
+            "`torch.distributed.init_process_group` first."
+        )
+    return group if group is not None else dist.distributed_c10d._get_default_group()
