@@ -208,7 +208,8 @@ def test_transform_of_function(row: Row, column: str, device: str) -> None:
 
 
 def public_functions() -> dict[str, Callable[..., Any]]:
-    public = {name: getattr(mtl_scalarize, name) for name in mtl_scalarize.__all__}
+    core = mtl_scalarize.functional
+    public = {name: getattr(core, name) for name in core.__all__}
     return {name: value for name, value in public.items() if inspect.isfunction(value)}
 
 

@@ -112,8 +112,8 @@ def famo_weights(
         tensor([0.7500, 0.2500])
     """
     distance, share = _distance_and_share(losses, logits, min_losses, mask)
-    pull = share / distance
-    return pull / _total(pull, mask)
+    scaled = share * _smallest(distance.detach(), mask)
+    return scaled / _total(scaled / distance, mask) / distance
 
 
 def famo_combine(
@@ -258,9 +258,10 @@ def famo_loss_and_weights(
 ) -> tuple[Tensor, Tensor]:
     """:func:`famo_combine` and its (constant) :func:`famo_weights` at the price of one."""
     distance, share = _distance_and_share(losses, logits, min_losses, mask)
-    pull = share.detach() / distance.detach()
-    total = _total(pull, mask)
-    return sum_of_products(share / total, torch.log(distance)), pull / total
+    fixed = distance.detach()
+    scaled = share * _smallest(fixed, mask)
+    scaled = scaled / _total(scaled.detach() / fixed, mask)
+    return sum_of_products(scaled, torch.log(distance)), scaled.detach() / fixed
 
 
 def _distance(losses: Tensor, min_losses: float | Tensor) -> Tensor:
@@ -284,7 +285,16 @@ def _distance_and_share(
     return distance, fill_absent(mask, softmax(logits, mask), 0.0)
 
 
-def _total(pull: Tensor, mask: Tensor | None) -> Tensor:
+def _smallest(distance: Tensor, mask: Tensor | None) -> Tensor:
+    """A common factor for the terms of the sum that normalises the weights, which cancels out.
+
+    Without it, losses near the largest number would leave a sum that underflows.
+    """
+    distance = fill_absent(mask, distance, torch.finfo(distance.dtype).max)
+    return distance.amin() if distance.numel() else distance.sum()
+
+
+def _total(terms: Tensor, mask: Tensor | None) -> Tensor:
     """The sum that normalises the weights; 1 for a batch without any task, whose sum is 0."""
-    total = pull.sum()
+    total = terms.sum()
     return total if mask is None else torch.where(mask.any(), total, 1.0)
