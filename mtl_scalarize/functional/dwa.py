@@ -100,14 +100,14 @@ def dwa_accumulate(state: DWAState, losses: Tensor, *, mask: Tensor | None = Non
     return state._replace(loss_sum=state.loss_sum + losses, count=state.count + where)
 
 
-def dwa_accumulate_(state: DWAState, losses: Tensor, mask: Tensor | None) -> None:
+def dwa_accumulate_(loss_sum: Tensor, count: Tensor, losses: Tensor, mask: Tensor | None) -> None:
     """:func:`dwa_accumulate` in place and without its checks: for a module's own buffers.
 
     It runs once a batch, and new tensors copied into the buffers would take a third of the call.
     """
     where, losses = measured(losses, mask)
-    state.loss_sum.add_(losses)
-    state.count.add_(where)
+    loss_sum.add_(losses)
+    count.add_(where)
 
 
 def dwa_step(state: DWAState) -> DWAState:
@@ -237,5 +237,6 @@ def dwa_loss_and_weights(
     """:func:`dwa_combine` with weights that are known already, and those weights as used."""
     check_tensors(mask, weights=weights, losses=losses)
     losses, weights = in_common_dtype(losses, weights)
-    losses, weights = fill_absent(mask, losses, 0.0), fill_absent(mask, weights, 0.0)
+    if mask is not None:
+        losses, weights = fill_absent(mask, losses, 0.0), fill_absent(mask, weights, 0.0)
     return sum_of_products(weights, losses), weights

@@ -80,6 +80,7 @@ def imtll_loss_and_weights(
     """:func:`imtll_loss` and its (constant) :func:`imtll_weights` at the price of one."""
     check_tensors(mask, log_scale=log_scale, losses=losses)
     losses, log_scale = in_common_dtype(losses, log_scale)
-    losses, log_scale = fill_absent(mask, losses, 0.0), fill_absent(mask, log_scale, 0.0)
+    if mask is not None:
+        losses, log_scale = fill_absent(mask, losses, 0.0), fill_absent(mask, log_scale, 0.0)
     scale = torch.exp(log_scale)
     return (scale * losses - log_scale).sum(), fill_absent(mask, scale.detach(), 0.0)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_tensors
-from .precision import at_least_float32, constant, in_common_dtype
+from .precision import at_least_float32, in_common_dtype
 from .presence import fill_absent, sum_of_products
 
 
@@ -43,7 +43,7 @@ def uw_loss(losses: Tensor, log_var: Tensor, *, mask: Tensor | None = None) -> T
         >>> uw_loss(losses, log_var=losses.log())  # the optimum in log_var
         tensor(1.6931)
     """
-    return uw_loss_and_weights(losses, log_var, mask)[0]
+    return uw_loss_and_scale(losses, log_var, mask)[0]
 
 
 def uw_weights(log_var: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -73,17 +73,26 @@ def uw_weights(log_var: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """
     check_tensors(mask, log_var=log_var)
     log_var = log_var.to(at_least_float32(log_var.dtype))
-    return fill_absent(mask, 0.5 * torch.exp(-log_var), 0.0)
+    return fill_absent(mask, halved(torch.exp(-log_var)), 0.0)
 
 
-def uw_loss_and_weights(
+def uw_loss_and_scale(
     losses: Tensor, log_var: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """:func:`uw_loss` and its (constant) :func:`uw_weights` at the price of one."""
+    """:func:`uw_loss`, and the (constant) scale of each loss: :func:`halved`, it is the weight.
+
+    Halving is left to whoever reads the weights: most calls are not read from.
+    """
     check_tensors(mask, log_var=log_var, losses=losses)
     losses, log_var = in_common_dtype(losses, log_var)
-    losses, log_var = fill_absent(mask, losses, 0.0), fill_absent(mask, log_var, 0.0)
+    if mask is not None:
+        losses, log_var = fill_absent(mask, losses, 0.0), fill_absent(mask, log_var, 0.0)
     scale = torch.exp(-log_var)
     doubled = torch.addcmul(log_var, scale, losses)
-    weights = fill_absent(mask, scale.detach() * constant(0.5, scale), 0.0)
-    return sum_of_products(doubled, torch.full_like(doubled, 0.5)), weights
+    loss = sum_of_products(doubled, torch.full_like(doubled, 0.5))
+    return loss, fill_absent(mask, scale.detach(), 0.0)
+
+
+def halved(scale: Tensor) -> Tensor:
+    """The weights of a scale."""
+    return 0.5 * scale

@@ -95,12 +95,13 @@ class DWA(Scalarizer):
             losses, mask = self._of_all_ranks(losses, mask)
         if self.shape is None:
             self._adopt(losses, mask, learning)
+        loss_sum, count, weights = self._fetch(("loss_sum", "count", "epoch_weights"))
         # A copy: `step` writes in place what `backward` and `weights` may still need.
-        weights = self.epoch_weights.clone() if self._has_shape() else torch.ones_like(losses)
+        weights = torch.ones_like(losses) if weights is None else weights.clone()
         loss, weights = dwa_loss_and_weights(losses, weights, mask)
         self._report(weights)
         if learning:
-            dwa_accumulate_(self.state, losses.detach(), mask)
+            dwa_accumulate_(loss_sum, count, losses.detach(), mask)
         return loss
 
     def step(self) -> None:
@@ -142,10 +143,12 @@ class DWA(Scalarizer):
 
     def _adopt(self, losses: Tensor, mask: Tensor | None, learning: bool) -> None:
         """Take what was left open from the first losses to learn from."""
+        last = self._buffers["last"]
+        if last is not None and last.device == getattr(losses, "device", None):
+            return
         check_tensors(mask, losses=losses)
-        if self._has_shape():
-            if self.state.last.device != losses.device:  # that of a checkpoint
-                self.to(losses.device)
+        if last is not None:
+            self.to(losses.device)  # from that of a checkpoint
         elif learning:
             self._register(dwa_init(losses.shape, dtype=losses.dtype, device=losses.device))
 

@@ -123,7 +123,8 @@ class FAMO(Scalarizer):
             losses, mask = self._of_all_ranks(losses, mask)
             if self.amortized:
                 self._learn(losses, mask)
-        loss, weights = famo_loss_and_weights(losses, self.logits, self.min_losses, mask)
+        logits, min_losses = self._fetch(("logits", "min_losses"))
+        loss, weights = famo_loss_and_weights(losses, logits, min_losses, mask)
         self._report(weights)
         if learning:
             self._remember(losses.detach(), mask)
@@ -164,23 +165,27 @@ class FAMO(Scalarizer):
         return FAMOState(*self._fetch(FAMOState._fields))
 
     def _learn(self, losses: Tensor, mask: Tensor | None) -> None:
-        check_tensors(mask, logits=self.logits, losses=losses)
+        previous, min_losses, *fields = self._fetch(
+            ("previous_losses", "min_losses", *FAMOState._fields)
+        )
+        check_tensors(mask, previous_losses=previous, losses=losses)
         # In the dtype that the losses before were stored in: the difference would otherwise be
         # that of the rounding, and Adam makes a full step of whatever it is given.
-        losses = losses.detach().to(self.previous_losses.dtype)
-        delta = famo_delta(self.previous_losses, losses, self.min_losses)
-        state = self.state
+        delta = famo_delta(previous, losses.detach().to(previous.dtype), min_losses)
+        state = FAMOState(*fields)
         self._store(
             state, famo_update(state, delta, lr=self.lr, weight_decay=self.weight_decay, mask=mask)
         )
 
     def _remember(self, losses: Tensor, mask: Tensor | None) -> None:
+        (previous,) = self._fetch(("previous_losses",))
         if self.amortized:  # a task that is not measured now is compared with when it last was
-            losses = torch.where(measured(losses, mask)[0], losses, self.previous_losses)
+            losses = torch.where(measured(losses, mask)[0], losses, previous)
         else:  # the second forward pass may find a number where there is no task
             losses = fill_absent(mask, losses, torch.nan)
-        self.previous_losses.copy_(losses)
-        self._has_previous = True
+        previous.copy_(losses)
+        if not self._has_previous:
+            self._has_previous = True
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -68,7 +68,7 @@ class IMTLL(Scalarizer):
         self.log_scale = nn.Parameter(torch.full(as_shape(shape), init, dtype=default_dtype()))
 
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
-        if self._is_learning():
+        if self.process_group is not None and self._is_learning():
             losses, mask = self._of_all_ranks(losses, mask)
         loss, weights = imtll_loss_and_weights(losses, self.log_scale, mask)
         self._report(weights)

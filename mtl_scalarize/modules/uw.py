@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..functional.checks import as_shape
-from ..functional.uw import uw_loss_and_weights
+from ..functional.uw import halved, uw_loss_and_scale
 from .scalarizer import Scalarizer, default_dtype
 
 
@@ -69,11 +69,15 @@ class UW(Scalarizer):
         self.log_var = nn.Parameter(torch.full(as_shape(shape), init, dtype=default_dtype()))
 
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
-        if self._is_learning():
+        if self.process_group is not None and self._is_learning():
             losses, mask = self._of_all_ranks(losses, mask)
-        loss, weights = uw_loss_and_weights(losses, self.log_var, mask)
-        self._report(weights)
+        loss, scale = uw_loss_and_scale(losses, self.log_var, mask)
+        self._report(scale)
         return loss
+
+    @property
+    def weights(self) -> Tensor:
+        return halved(super().weights)
 
     def reset(self) -> None:
         with torch.no_grad():
