@@ -1,4 +1,5 @@
 # make demo: install what the demo needs and run it.   make test: lint, types, all tests.
+# make bench: every benchmark, and bench.json.
 # PYTHON chooses the interpreter that .venv is made with: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -6,13 +7,19 @@ VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version(
 BIN := .venv/bin
 VENV := .venv/made-with-python-$(VERSION)
 
-.PHONY: demo test lint types clean
+.PHONY: bench demo test lint types clean
 
 demo: .venv/installed-demo
 	$(BIN)/python examples/digits.py $(DEMO)
 
 test: lint types
 	$(BIN)/python -m pytest --cov $(PYTEST)
+
+# One after the other, on a machine with nothing else to do.
+bench: .venv/installed-test
+	for name in overhead compiled_step second_forward population many_tasks collective; do \
+		$(BIN)/python benchmarks/$$name.py --json bench.json $(BENCH) || exit 1; \
+	done
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -22,7 +29,7 @@ types: .venv/installed-test
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache digits.png
+	rm -rf .venv build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.png bench.json
 
 # Another PYTHON than last time makes the environment anew.
 $(VENV):

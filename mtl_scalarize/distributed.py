@@ -33,7 +33,8 @@ def all_reduce_losses(
     Args:
         losses: this rank's losses, each the mean over its samples, of any shape S.
         group: the process group. None: that of all ranks.
-        mask: boolean, of shape S, True where the task is present on this rank.
+        mask: boolean, of shape S, True where the task is present on this rank. Give a mask on every
+            rank of the group or on none, and a count likewise.
         count: the number of samples behind the losses on this rank, a number or of shape S, for
             batches of unequal size. None: as many on every rank.
 
@@ -72,13 +73,22 @@ def all_reduce_losses_and_mask(
     local = fill_absent(mask, losses, 0.0)
     if mask is None and count is None:
         mean = _sum_over_ranks(local.detach(), group) / group.size()
-        return mean + (local - local.detach()), None
+        return mean + _straight_through(local), None
     weight = _weight(local, mask, count)
-    total, weights = _sum_over_ranks(torch.stack([weight * local.detach(), weight]), group)
+    local = fill_absent(weight > 0, local, 0.0)  # the mean over no samples is nan
+    # Both rows in one collective. The product comes last: inductor reduces in place, and would
+    # reuse the memory of a `weight` that was stacked itself.
+    both = weight * torch.stack([local.detach(), torch.ones_like(weight)])
+    total, weights = _sum_over_ranks(both, group)
     somewhere = weights > 0
     weights = torch.where(somewhere, weights, 1.0)
     own = local * (weight * group.size() / weights)
-    return total / weights + (own - own.detach()), somewhere
+    return total / weights + _straight_through(own), somewhere
+
+
+def _straight_through(own: Tensor) -> Tensor:
+    """Nothing as value, the gradient of ``own``; a loss that is not finite stays what it is."""
+    return own - torch.nan_to_num(own.detach(), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _weight(losses: Tensor, mask: Tensor | None, count: float | Tensor | None) -> Tensor:
@@ -112,4 +122,10 @@ def _initialised(group: "dist.ProcessGroup | None") -> "dist.ProcessGroup":
             "`group` should be an initialised process group. Found none: call "
             "`torch.distributed.init_process_group` first."
         )
-    return group if group is not None else dist.distributed_c10d._get_default_group()
+    if group is None:
+        return dist.distributed_c10d._get_default_group()
+    if not isinstance(group, dist.ProcessGroup):
+        raise ValueError(
+            f"`group` should be a process group that this rank belongs to. Found {group!r}."
+        )
+    return group

@@ -96,7 +96,7 @@ class Scalarizer(nn.Module, ABC):
                 f"{type(self).__name__} has no process group: each of the {dist.get_world_size()} "
                 "ranks balances by its own losses, and their states drift apart. Pass "
                 "`process_group=torch.distributed.group.WORLD`.",
-                stacklevel=2,
+                stacklevel=6,  # the caller, behind `forward` and nn.Module's own two frames
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Scalarizer":

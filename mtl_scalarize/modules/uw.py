@@ -28,7 +28,9 @@ class UW(Scalarizer):
         init: where the log-variances start. The paper finds the result robust to it.
         process_group: the data-parallel ranks that balance their losses together, such as
             ``torch.distributed.group.WORLD``: the training step is then that of one process on the
-            whole batch. None: each rank by itself.
+            whole batch. Every rank must then make the call, all with a mask or all without.
+            Validation, in ``eval()`` or without gradients, stays with the rank's own losses. None:
+            each rank by itself.
 
     Raises:
         TypeError: ``shape`` is not an int or a sequence of ints.
