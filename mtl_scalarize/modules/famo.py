@@ -186,8 +186,8 @@ class FAMO(Scalarizer):
         else:  # the second forward pass may find a number where there is no task
             losses = fill_absent(mask, losses, torch.nan)
         previous.copy_(losses)
-        if not self._has_previous:
-            self._has_previous = True
+        # Written and not read: a compiler would make a second graph of what follows from the flag.
+        self.__dict__["_has_previous"] = True
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
