@@ -167,7 +167,7 @@ def task_losses(outputs: Outputs, pairs: Pairs) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(network: Network, pairs: Pairs) -> Tensor:
+def evaluate(network: Callable[[Tensor], Outputs], pairs: Pairs) -> Tensor:
     """The four metrics, shape (4,), in the units of TASKS."""
     outputs = network(pairs.image)
     return torch.stack(
