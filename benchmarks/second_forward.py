@@ -1,0 +1,146 @@
+"""Amortized FAMO spares the second forward pass that FAMO asks for, and with it most of what FAMO
+adds to a step; the price is in the losses where a training ends.
+
+One step is forward, losses, weights, backward, AdamW and the method's state, in eager mode. The
+second table trains the network of examples/digits.py, ten seeds with each method, on one thread;
+the losses are those on the training set after the last epoch, as ratios within a seed.
+
+    python benchmarks/second_forward.py
+
+PRINTOUT
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import harness
+import torch
+import torchjd.scalarization as torchjd
+from harness import Options, Row, Table
+from torch import Tensor, nn
+from workloads import mlp_and_batch
+
+from mtl_scalarize import FAMO
+
+TASKS = 8
+
+Step = Callable[[], None]
+Batch = tuple[nn.Module, Tensor, Tensor]
+
+
+class Transformer(nn.Module):
+    """Two layers of width 64 over sequences of embeddings, and one output for each task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(64, TASKS)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return self.head(self.encoder(embeddings).mean(dim=1))
+
+
+def transformer_and_batch(device: torch.device) -> Batch:
+    """The network, the same each time, with 16 sequences of 32 and targets for its 8 tasks."""
+    torch.manual_seed(0)
+    tensors = torch.randn(16, 32, 64), torch.randn(16, TASKS)
+    inputs, targets = (tensor.to(device) for tensor in tensors)
+    return Transformer().to(device), inputs, targets
+
+
+def training_step(batch: Batch, scalarizer: Any, *, recomputes: bool) -> Step:
+    network, inputs, targets = batch
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+
+    def losses() -> Tensor:
+        return (network(inputs) - targets).square().mean(dim=0)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        scalarizer(losses()).backward()
+        optimizer.step()
+        if recomputes:
+            with torch.no_grad():
+                scalarizer.update(losses())
+
+    return step
+
+
+def steps_of(make: Callable[[torch.device], Batch], device: torch.device) -> dict[str, Step]:
+    return {
+        "sum": training_step(make(device), torch.sum, recomputes=False),
+        "torchjd": training_step(make(device), torchjd.FAMO(TASKS).to(device), recomputes=True),
+        "FAMO": training_step(make(device), FAMO(TASKS).to(device), recomputes=True),
+        "amortized": training_step(
+            make(device), FAMO(TASKS, amortized=True).to(device), recomputes=False
+        ),
+    }
+
+
+def time_steps(options: Options) -> Table:
+    networks = {
+        "MLP 64-256-256-8": mlp_and_batch,
+        "small transformer": transformer_and_batch,
+    }
+    rows: list[Row] = []
+    for name, make in networks.items():
+        times = harness.interleave(
+            steps_of(make, options.device), rounds=10 if options.quick else 100, seconds=0.005
+        )
+        rows.append(
+            {
+                "network": name,
+                "plain sum, us": harness.microseconds(times["sum"]),
+                "FAMO / sum": harness.ratio(times["FAMO"], times["sum"]),
+                "amortized / sum": harness.ratio(times["amortized"], times["sum"]),
+                "torchjd / sum": harness.ratio(times["torchjd"], times["sum"]),
+            }
+        )
+    return Table("One eager step with FAMO", rows)
+
+
+def compare_final_losses(options: Options) -> Table:
+    sys.path.append(str(Path(__file__).parents[1] / "examples"))
+    import digits
+
+    torch.set_num_threads(1)  # the results then do not depend on how many there are
+    seeds, epochs = (2, 2) if options.quick else (10, 30)
+
+    def final_losses(method: str) -> Tensor:
+        """(seeds, 2, tasks + 1): in training and in the test, of each task and their geo. mean."""
+        losses = []
+        for seed in range(seeds):
+            splits = digits.load_pairs(seed, options.device)
+            network, _ = digits.train(method, splits[0], epochs=epochs, seed=seed)
+            with torch.no_grad():
+                losses += [digits.task_losses(network(pairs.image), pairs) for pairs in splits]
+        of_tasks = torch.stack(losses).unflatten(0, (seeds, 2))
+        return torch.cat([of_tasks, of_tasks.log().mean(dim=-1, keepdim=True).exp()], dim=-1)
+
+    exact, amortized = final_losses("FAMO"), final_losses("FAMO amortized")
+    names = [*(task.name for task in digits.TASKS), "geometric mean"]
+    return Table(
+        f"Final losses on the digits task, FAMO amortized / FAMO, {seeds} seeds",
+        [
+            {"loss": name}
+            | {
+                split: harness.ratio(
+                    amortized[:, row, column].tolist(), exact[:, row, column].tolist()
+                )
+                for row, split in enumerate(("in training", "in the test"))
+            }
+            for column, name in enumerate(names)
+        ],
+    )
+
+
+def measure(options: Options) -> Iterator[Table]:
+    yield time_steps(options)
+    yield compare_final_losses(options)
+
+
+if __name__ == "__main__":
+    harness.run("second_forward", __doc__, measure)
