@@ -1,9 +1,9 @@
-"""Amortized FAMO spares the second forward pass that FAMO asks for, and with it most of what FAMO
-adds to a step; the price is in the losses where a training ends.
+"""Amortized FAMO spares the second forward pass that FAMO asks for, and with it half (a small MLP)
+to most (a transformer) of what FAMO adds to a step; its price is in the losses of the test.
 
 One step is forward, losses, weights, backward, AdamW and the method's state, in eager mode. The
 second table trains the network of examples/digits.py, ten seeds with each method, on one thread;
-the losses are those on the training set after the last epoch, as ratios within a seed.
+its losses are those after the last epoch, as ratios within a seed.
 
     python benchmarks/second_forward.py
 
