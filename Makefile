@@ -17,7 +17,7 @@ test: lint types
 
 # One after the other, on a machine with nothing else to do.
 bench: .venv/installed-test
-	for name in overhead compiled_step second_forward population many_tasks; do \
+	for name in overhead compiled_step second_forward population many_tasks collective; do \
 		$(BIN)/python benchmarks/$$name.py --json bench.json $(BENCH) || exit 1; \
 	done
 
