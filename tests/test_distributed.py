@@ -913,3 +913,9 @@ def test_the_mean_gradient_of_the_ranks_is_that_of_one_process(share: Share) -> 
     torch.testing.assert_close(gradients.mean(0), torch.autograd.grad(uneven(expected), shared)[0])
     numbers = losses.shape[1] * (1 if presence is None and counts is None else 2)
     assert [sent.numel() for sent in group.sent] == [numbers] * len(losses)
+
+
+def test_a_rank_outside_of_the_group_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    with pytest.raises(ValueError, match="`group` should be a process group that this rank"):
+        all_reduce_losses(torch.ones(TASKS), dist.GroupMember.NON_GROUP_MEMBER)
