@@ -54,10 +54,13 @@ def test_an_epoch_without_batches_changes_nothing() -> None:
     torch.testing.assert_close(scalarizer.state_dict(), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("last", "previous"), [(1.0, 0.0), (0.0, 0.0), (1e30, 1e-30)])
+@pytest.mark.parametrize(
+    ("last", "previous"), [(1.0, 0.0), (-1.0, 0.0), (0.0, 0.0), (1e300, 1e-300)]
+)
 def test_a_task_without_a_finite_rate_weighs_one(last: float, previous: float) -> None:
-    weights = dwa_weights(torch.tensor([1.0, last, 3.0]), torch.tensor([2.0, previous, 2.0]))
-    expected = 2 * torch.softmax(torch.tensor([0.5, 1.5]) / 2, 0)
+    averages = torch.tensor([[1.0, last, 3.0], [2.0, previous, 2.0]], dtype=torch.float64)
+    weights = dwa_weights(*averages)
+    expected = 2 * torch.softmax(torch.tensor([0.5, 1.5], dtype=torch.float64) / 2, 0)
     torch.testing.assert_close(weights[[0, 2]], expected)
     assert weights[1] == 1
 

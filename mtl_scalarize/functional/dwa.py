@@ -182,13 +182,15 @@ def dwa_weights(
     """
     check_tensors(None, last=last, previous=previous)
     check_scalar("temperature", temperature, positive=True)
-    last, previous = in_common_dtype(last, previous)
+    dtype = at_least_float32(last.dtype, previous.dtype)
+    # In float64: the rate of a float32 average may overflow, and a large one keeps few digits.
+    last, previous = last.double(), previous.double()
     has_rate = torch.isfinite(last / previous)
     if epochs is not None:
         has_rate = has_rate & (epochs >= 2)
     rates = fill_absent(has_rate, last, 0.0) / fill_absent(has_rate, previous, 1.0)
     share = softmax(rates / scalar_in(rates.dtype, temperature), has_rate)
-    return fill_absent(has_rate, share * has_rate.sum(), 1.0)
+    return fill_absent(has_rate, share * has_rate.sum(), 1.0).to(dtype)
 
 
 def dwa_combine(

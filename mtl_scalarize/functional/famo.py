@@ -112,7 +112,7 @@ def famo_weights(
         tensor([0.7500, 0.2500])
     """
     distance, share = _distance_and_share(losses, logits, min_losses, mask)
-    scaled = share * _smallest(distance.detach(), mask)
+    scaled = share * _common_factor(distance.detach(), mask)
     return scaled / _total(scaled / distance, mask) / distance
 
 
@@ -190,7 +190,10 @@ def famo_delta(before: Tensor, after: Tensor, min_losses: float | Tensor = 0.0) 
     """
     check_tensors(None, before=before, after=after)
     before, after = in_common_dtype(before, after)
-    return torch.log(_distance(before, min_losses)) - torch.log(_distance(after, min_losses))
+    # log(x / y) as an area hyperbolic sine of x - y, for the difference of the logarithms of two
+    # almost equal losses keeps none of their digits, and x / y may overflow.
+    root = torch.sqrt(_distance(before, min_losses)) * torch.sqrt(_distance(after, min_losses))
+    return 2.0 * torch.asinh(0.5 * ((before - after) / root))
 
 
 def famo_update(
@@ -259,7 +262,7 @@ def famo_loss_and_weights(
     """:func:`famo_combine` and its (constant) :func:`famo_weights` at the price of one."""
     distance, share = _distance_and_share(losses, logits, min_losses, mask)
     fixed = distance.detach()
-    scaled = share * _smallest(fixed, mask)
+    scaled = share * _common_factor(fixed, mask)
     scaled = scaled / _total(scaled.detach() / fixed, mask)
     return sum_of_products(scaled, torch.log(distance)), scaled.detach() / fixed
 
@@ -285,13 +288,14 @@ def _distance_and_share(
     return distance, fill_absent(mask, softmax(logits, mask), 0.0)
 
 
-def _smallest(distance: Tensor, mask: Tensor | None) -> Tensor:
+def _common_factor(distance: Tensor, mask: Tensor | None) -> Tensor:
     """A common factor for the terms of the sum that normalises the weights, which cancels out.
 
-    Without it, losses near the largest number would leave a sum that underflows.
+    Without it, losses near the largest number would leave a sum that underflows. It is not a number
+    if a loss is below its bound: there are no weights then.
     """
     distance = fill_absent(mask, distance, torch.finfo(distance.dtype).max)
-    return distance.amin() if distance.numel() else distance.sum()
+    return torch.sqrt(distance.amin() if distance.numel() else distance.sum())
 
 
 def _total(terms: Tensor, mask: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .precision import constant
+from .precision import constant, in_common_dtype
 
 
 def fill_absent(mask: Tensor | None, tensor: Tensor, value: float) -> Tensor:
@@ -13,6 +13,20 @@ def fill_absent(mask: Tensor | None, tensor: Tensor, value: float) -> Tensor:
     out of the backward pass as ``0 * nan``.
     """
     return tensor if mask is None else torch.where(mask, tensor, constant(value, tensor))
+
+
+def where_present(
+    losses: Tensor, scales: Tensor, mask: Tensor | None, eps: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """``losses + eps`` and their learned scales in one dtype, both 0 where a task is absent."""
+    losses, scales = in_common_dtype(losses, scales)
+    if eps:
+        losses = losses + constant(eps, losses)
+    return (
+        (losses, scales)
+        if mask is None
+        else (fill_absent(mask, losses, 0.0), fill_absent(mask, scales, 0.0))
+    )
 
 
 def measured(losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

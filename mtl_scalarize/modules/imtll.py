@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..functional.checks import as_shape
+from ..functional.checks import as_shape, check_scalar
 from ..functional.imtll import imtll_loss_and_weights
 from .scalarizer import Scalarizer, default_dtype
 
@@ -63,16 +63,19 @@ class IMTLL(Scalarizer):
         shape: int | Sequence[int],
         *,
         init: float = 0.0,
+        eps: float = 1e-30,
         process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
+        check_scalar("eps", eps)
         super().__init__(process_group)
         self.init = init
+        self.eps = eps
         self.log_scale = nn.Parameter(torch.full(as_shape(shape), init, dtype=default_dtype()))
 
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.process_group is not None and self._is_learning():
             losses, mask = self._of_all_ranks(losses, mask)
-        loss, weights = imtll_loss_and_weights(losses, self.log_scale, mask)
+        loss, weights = imtll_loss_and_weights(losses, self.log_scale, mask, self.eps)
         self._report(weights)
         return loss
 
