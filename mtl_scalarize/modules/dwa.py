@@ -165,10 +165,14 @@ class DWA(Scalarizer):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        saved = state_dict.get(prefix + "last")
-        if saved is not None and not self._has_shape():
-            self._register(dwa_init(saved.shape, dtype=saved.dtype, device=saved.device))
+        last, had_shape = state_dict.get(prefix + "last"), self._has_shape()
+        if isinstance(last, Tensor) and not had_shape:
+            self._register(dwa_init(last.shape, dtype=last.dtype, device=last.device))
+        missing_keys, _, error_msgs = args[-3:]
+        complaints = len(missing_keys) + len(error_msgs)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if not had_shape and len(missing_keys) + len(error_msgs) > complaints:
+            self._register(None)
         self._reweigh()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DWA":

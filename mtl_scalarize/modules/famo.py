@@ -192,6 +192,7 @@ class FAMO(Scalarizer):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._has_previous = True  # or nan, in a checkpoint from before the first call
+        self._own_mask = None
 
     def __repr__(self) -> str:
         amortized = ", amortized=True" if self.amortized else ""

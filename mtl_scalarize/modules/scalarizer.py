@@ -3,7 +3,8 @@
 import copy
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,10 @@ class Scalarizer(nn.Module, ABC):
         process_group: the data-parallel ranks that balance their losses together. None: each rank
             by itself.
     """
+
+    #: Of the ``state_dict``, which carries it. Raise it when the keys or their meaning change, and
+    #: migrate what has an older one in ``_load_from_state_dict``.
+    _version = 1
 
     #: Whether a call itself changes the state, by losses that each rank has its own of.
     _learns_from_losses = False
@@ -123,6 +128,85 @@ class Scalarizer(nn.Module, ABC):
         for buffer, value in zip(state, new, strict=True):
             if value is not buffer:
                 buffer.copy_(value)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As ``nn.Module`` does, but all or nothing: if it raises, the state is what it was."""
+        with self._unchanged_by_failure():
+            return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        misfits = list(self._misfits(state_dict, prefix, local_metadata.get("version")))
+        error_msgs.extend(misfits)
+        if not misfits:  # else nothing is loaded, also where this is a part of a larger model
+            super()._load_from_state_dict(
+                state_dict,
+                prefix,
+                local_metadata,
+                strict,
+                missing_keys,
+                unexpected_keys,
+                error_msgs,
+            )
+
+    def _misfits(
+        self, state_dict: dict[str, Any], prefix: str, version: int | None
+    ) -> Iterator[str]:
+        """What is wrong with a state. ``nn.Module`` would find some of it, and convert the rest."""
+        if version is not None and version > self._version:
+            yield (
+                f"the state of {type(self).__name__} should have version {self._version} or less. "
+                f"Found version {version}, of a later release: upgrade mtl-scalarize."
+            )
+        for name, expected in {**self._parameters, **self._buffers}.items():
+            key = prefix + name
+            if (
+                expected is None
+                or key not in state_dict
+                or name in self._non_persistent_buffers_set
+            ):
+                continue
+            found = state_dict[key]
+            if not isinstance(found, Tensor):
+                yield f"`{key}` should be a tensor. Found a {type(found).__name__}."
+            elif found.shape != expected.shape:
+                yield (
+                    f"`{key}` should have shape {tuple(expected.shape)}. "
+                    f"Found `{key}.shape = {tuple(found.shape)}`."
+                )
+            elif found.dtype.is_complex or (
+                found.is_floating_point() is not expected.is_floating_point()
+            ):
+                kind = "a floating-point" if expected.is_floating_point() else "an integer"
+                yield f"`{key}` should be {kind} tensor. Found `{key}.dtype = {found.dtype}`."
+
+    @contextmanager
+    def _unchanged_by_failure(self) -> Iterator[None]:
+        tensors = {**self._parameters, **self._buffers}
+        values = {
+            name: tensor.detach().clone() for name, tensor in tensors.items() if tensor is not None
+        }
+        attributes = self.__dict__.copy()
+        for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+            attributes[name] = attributes[name].copy()
+        try:
+            yield
+        except BaseException:
+            self.__dict__.update(attributes)
+            with torch.no_grad():
+                for name, value in values.items():
+                    getattr(self, name).copy_(value)
+            raise
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Scalarizer":
         """As ``nn.Module`` does for ``.to()``, ``.half()`` and the like, but keep the precision.

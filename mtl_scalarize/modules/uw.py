@@ -26,6 +26,9 @@ class UW(Scalarizer):
     Args:
         shape: the shape S of the losses; an int ``n`` means ``(n,)``.
         init: where the log-variances start. The paper finds the result robust to it.
+        eps: added to every loss, non-negative. A loss that stays at exactly 0 (a hinge loss without
+            violations, say) drives its weight up without end, here to about ``0.5 / eps``. The default
+            only keeps that finite; for such a loss, take the size below which it no longer matters.
         process_group: the data-parallel ranks that balance their losses together, such as
             ``torch.distributed.group.WORLD``: the training step is then that of one process on the
             whole batch. Every rank must then make the call, all with a mask or all without.
@@ -34,7 +37,7 @@ class UW(Scalarizer):
 
     Raises:
         TypeError: ``shape`` is not an int or a sequence of ints.
-        ValueError: ``shape`` has a negative entry.
+        ValueError: ``shape`` has a negative entry, or ``eps`` is negative.
 
     References:
         Kendall, Gal and Cipolla. Multi-Task Learning Using Uncertainty to Weigh Losses for Scene
