@@ -1,4 +1,5 @@
 # make demo: install what the demo needs and run it.   make test: lint, types, all tests.
+# make mutants: how many deliberate faults the tests notice; hours.
 # make bench: every benchmark, and bench.json.
 # PYTHON chooses the interpreter that .venv is made with: make test PYTHON=python3.12
 
@@ -7,19 +8,23 @@ VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version(
 BIN := .venv/bin
 VENV := .venv/made-with-python-$(VERSION)
 
-.PHONY: bench demo test lint types clean
+.PHONY: bench demo test lint types mutants clean
 
 demo: .venv/installed-demo
 	$(BIN)/python examples/digits.py $(DEMO)
 
 test: lint types
-	$(BIN)/python -m pytest --cov $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --numprocesses auto $(PYTEST)
 
 # One after the other, on a machine with nothing else to do.
 bench: .venv/installed-test
 	for name in overhead compiled_step second_forward population many_tasks collective; do \
 		$(BIN)/python benchmarks/$$name.py --json bench.json $(BENCH) || exit 1; \
 	done
+
+mutants: .venv/installed-mutants
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(MUTANTS)
+	$(BIN)/mutmut results
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -29,7 +34,7 @@ types: .venv/installed-test
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.png bench.json
+	rm -rf .venv build dist mutants .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.png bench.json
 
 # Another PYTHON than last time makes the environment anew.
 $(VENV):

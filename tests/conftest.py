@@ -1,8 +1,19 @@
-"""Hypothesis profiles: `default` in every run, `long` by `--hypothesis-profile=long`."""
+"""Hypothesis profiles `default` and `long` (by `--hypothesis-profile=long`), and `--long`."""
 
+import pytest
 from hypothesis import settings
 
 # A loaded machine is not a failing property.
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.register_profile("long", parent=settings.get_profile("default"), max_examples=10_000)
 settings.load_profile("default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="runs of 100,000 steps, not of 10,000")
+
+
+@pytest.fixture
+def steps(request: pytest.FixtureRequest) -> int:
+    """How many steps a long run takes."""
+    return 100_000 if request.config.getoption("--long") else 10_000

@@ -25,9 +25,9 @@ class IMTLL(Scalarizer):
     Args:
         shape: the shape S of the losses; an int ``n`` means ``(n,)``.
         init: where the logarithms of the scales start.
-        eps: added to every loss, non-negative. A loss that stays at exactly 0 (a hinge loss without
-            violations, say) drives its weight up without end, here to about ``1 / eps``. The default
-            only keeps that finite; for such a loss, take the size below which it no longer matters.
+        eps: added to every loss, non-negative. A loss that stays at exactly 0, as a hinge loss does
+            that is satisfied, raises its weight without end, here to about ``1 / eps``. The default
+            only keeps it finite: for such a loss take the size below which it does not matter.
         process_group: the data-parallel ranks that balance their losses together, such as
             ``torch.distributed.group.WORLD``: the training step is then that of one process on the
             whole batch. Every rank must then make the call, all with a mask or all without.
