@@ -26,10 +26,10 @@ Learner = TypeVar("Learner", bound=Scalarizer)
 
 
 class Drift(NamedTuple):
-    """How far the weights in float32 are from those in float64."""
+    """How far the weights in float32 are from those in float64, relative to these."""
 
     steps: list[int]
-    so_far: list[float]  # the largest difference of any weight up to that step
+    so_far: list[float]  # the largest relative difference of any weight up to that step
 
     @property
     def largest(self) -> float:
@@ -68,7 +68,7 @@ def _drift(
         for scalarizer, dtype in ((narrow, torch.float32), (wide, torch.float64)):
             scalarizer(losses.to(dtype))
             learn(scalarizer, step, after.to(dtype))
-        largest = torch.maximum(largest, (narrow.weights - wide.weights).abs().amax())
+        largest = torch.maximum(largest, (narrow.weights / wide.weights - 1).abs().amax())
         if step % max(1, steps // 1_000) == 0 or step == steps:
             drift.steps.append(step)
             drift.so_far.append(largest.item())
@@ -80,7 +80,7 @@ def plot(drifts: dict[str, Drift], out: Path) -> None:
     for name, drift in drifts.items():
         axes.loglog(drift.steps, drift.so_far, label=name)
     axes.set_xlabel("step")
-    axes.set_ylabel("largest difference of a task weight so far")
+    axes.set_ylabel("largest relative difference of a task weight so far")
     axes.set_title("float32 against float64")
     axes.legend()
     figure.savefig(out, dpi=150)

@@ -111,3 +111,20 @@ def test_without_shape_it_follows_its_losses_to_another_device_than_the_checkpoi
     scalarizer.eval()  # on the meta device there is nothing to accumulate
     assert scalarizer(torch.ones(2, device="meta")).device.type == "meta"
     assert scalarizer.last.device.type == "meta"
+
+
+def test_an_average_that_changes_sign_has_a_negative_rate_and_a_finite_weight() -> None:
+    scalarizer = DWA(temperature=1.0)
+    for losses in ([1.0, 2.0], [-2.0, 1.0]):
+        epoch(scalarizer, losses)
+    expected = 2 * torch.softmax(torch.tensor([-2.0, 0.5]), 0)
+    torch.testing.assert_close(epoch(scalarizer, [1.0, 1.0]), expected)
+
+
+def test_an_average_of_zero_is_a_rate_of_zero_and_then_none() -> None:
+    scalarizer = DWA(temperature=1.0)
+    for losses in ([1.0, 2.0], [0.0, 1.0]):
+        epoch(scalarizer, losses)
+    expected = 2 * torch.softmax(torch.tensor([0.0, 0.5]), 0)
+    torch.testing.assert_close(epoch(scalarizer, [3.0, 1.0]), expected)
+    assert epoch(scalarizer, [1.0, 1.0]).tolist() == [1.0, 1.0]

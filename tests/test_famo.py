@@ -161,3 +161,38 @@ def test_weights_are_differentiable_where_combine_holds_its_constant() -> None:
         famo_weights, (losses.requires_grad_(), logits.requires_grad_()), atol=1e-9
     )
     torch.autograd.gradgradcheck(famo_weights, (losses, logits), atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_loss_at_its_bound_is_finite_and_takes_nearly_all_the_weight(dtype: torch.dtype) -> None:
+    bounds = torch.tensor([-2.0, 0.5], dtype=dtype)
+    losses = torch.tensor([-2.0, 1.5], dtype=dtype, requires_grad=True)
+    scalarizer = FAMO(2, bounds).to(dtype)
+    scalar = scalarizer(losses)
+    scalar.backward()
+    assert scalar.isfinite()
+    torch.testing.assert_close(losses.grad, torch.tensor([1 - 1e-8, 1e-8], dtype=dtype))
+    scalarizer.update(bounds)  # now both are: the one that fell loses weight
+    assert scalarizer.logits.isfinite().all()
+    assert scalarizer.logits[1] < 0 < scalarizer.logits[0]
+
+
+@pytest.mark.parametrize("by", [1e-3, 10.0])
+def test_a_loss_below_its_bound_is_reported_and_not_learned_from(by: float) -> None:
+    scalarizer, reference = FAMO(3), FAMO(3)
+    fine, low = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, -by, 3.0]).requires_grad_()
+    scalar = scalarizer(low)
+    scalar.backward()
+    # A gradient with a finite entry could pass for one: the weights have no meaning together.
+    assert torch.stack([scalar, *low.grad, *scalarizer.weights]).isnan().all()
+    assert famo_weights(low.detach(), scalarizer.logits).isnan().all()
+    scalarizer.update(0.9 * fine)
+    reference(fine, torch.tensor([True, False, True]))
+    reference.update(0.9 * fine)
+    torch.testing.assert_close(scalarizer.state, reference.state, rtol=0, atol=0)
+
+
+def test_the_fall_of_a_loss_below_its_bound_is_not_a_number() -> None:
+    before, after = torch.tensor([-1.0, 1.0, -1.0]), torch.tensor([1.0, -1.0, -2.0])
+    assert famo_delta(before, after).isnan().all()
+    assert famo_delta(before, after, min_losses=-3.0).isfinite().all()
