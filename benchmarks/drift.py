@@ -1,5 +1,5 @@
-"""Over a million steps, the task weights that FAMO and DWA keep in float32 stay within 1e-4 and 1e-6
-of those in float64: rounding does not add up.
+"""Over a million steps, the task weights that FAMO and DWA keep in float32 stay close to those in
+float64: rounding does not add up.
 
 Both are given the same losses, four noisy curves that fall from 1e3 to 1e-3 and level off, each at
 its own pace; FAMO learns from a second loss a little below each, and an epoch of DWA has 100

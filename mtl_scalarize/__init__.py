@@ -21,7 +21,9 @@ from .functional import (
     uw_loss,
     uw_weights,
 )
+from .history import History
 from .modules import DWA, FAMO, IMTLL, UW, Scalarizer
+from .optimizer import check_optimizer
 
 __version__ = version("mtl-scalarize")
 
@@ -32,8 +34,10 @@ __all__ = [
     "UW",
     "DWAState",
     "FAMOState",
+    "History",
     "Scalarizer",
     "all_reduce_losses",
+    "check_optimizer",
     "dwa_accumulate",
     "dwa_combine",
     "dwa_init",

@@ -10,7 +10,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(), flags=re.M | 
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_block_runs(block: str) -> None:
+def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # one saves a picture
     exec(compile(block, "README.md", "exec"), {})
 
 

@@ -1,13 +1,13 @@
 """The module of Dynamic Weight Average."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..functional.checks import as_shape, check_scalar, check_tensors
+from ..functional.checks import check_scalar, check_tensors
 from ..functional.dwa import (
     DWAState,
     dwa_accumulate_,
@@ -16,7 +16,8 @@ from ..functional.dwa import (
     dwa_step,
     dwa_weights,
 )
-from .scalarizer import Scalarizer, default_dtype
+from .names import Shape, as_named_shape
+from .scalarizer import Losses, Scalarizer, default_dtype
 
 
 class DWA(Scalarizer):
@@ -37,8 +38,9 @@ class DWA(Scalarizer):
 
     Args:
         temperature: :math:`T > 0`; the larger, the more uniform the weights. The paper uses 2.
-        shape: the shape S of the losses; an int ``n`` means ``(n,)``. None: taken, with dtype and
-            device, from the first losses or from a checkpoint.
+        shape: the shape S of the losses; an int ``n`` means ``(n,)``. Or the names of the tasks, a
+            sequence of n strings: then S is ``(n,)``, and a call may also be given the losses by
+            name. None: taken, with dtype and device, from the first losses or from a checkpoint.
         process_group: the data-parallel ranks that balance their losses together, such as
             ``torch.distributed.group.WORLD``: the training step is then that of one process on the
             whole batch. Every rank must then make the call, all with a mask or all without.
@@ -46,8 +48,9 @@ class DWA(Scalarizer):
             each rank by itself.
 
     Raises:
-        TypeError: ``shape`` is not an int or a sequence of ints.
-        ValueError: ``temperature`` is not positive, or ``shape`` has a negative entry.
+        TypeError: ``shape`` is not an int or a sequence of ints or of names.
+        ValueError: ``temperature`` is not positive, or ``shape`` has a negative entry or a name
+            twice.
 
     References:
         Liu, Johns and Davison. End-to-End Multi-Task Learning with Attention. CVPR 2019.
@@ -82,16 +85,18 @@ class DWA(Scalarizer):
         self,
         temperature: float = 2.0,
         *,
-        shape: int | Sequence[int] | None = None,
+        shape: Shape | None = None,
         process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         check_scalar("temperature", temperature, positive=True)
-        super().__init__(process_group)
+        super().__init__(process_group, shape)
         self._temperature = temperature
-        self.shape = None if shape is None else as_shape(shape)
+        self.shape = None if shape is None else as_named_shape(shape)
         self._register(None if self.shape is None else dwa_init(self.shape, dtype=default_dtype()))
 
-    def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
+        if not isinstance(losses, Tensor):
+            losses, mask = self._by_position(losses, mask)
         learning = self._is_learning()
         if learning:
             losses, mask = self._of_all_ranks(losses, mask)
@@ -183,5 +188,5 @@ class DWA(Scalarizer):
         return self
 
     def __repr__(self) -> str:
-        shape = "" if self.shape is None else f", shape={self.shape}"
+        shape = "" if self.shape is None else f", shape={self.names or self.shape}"
         return f"DWA(temperature={self.temperature}{shape})"

@@ -1,13 +1,12 @@
 """The module of FAMO."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..functional.checks import as_shape, check_scalar, check_shape, check_tensors
+from ..functional.checks import check_scalar, check_shape, check_tensors
 from ..functional.famo import (
     FAMOState,
     famo_delta,
@@ -17,7 +16,8 @@ from ..functional.famo import (
 )
 from ..functional.precision import at_least_float32
 from ..functional.presence import fill_absent, measured
-from .scalarizer import Scalarizer, default_dtype
+from .names import Shape, as_named_shape
+from .scalarizer import Losses, Scalarizer, default_dtype
 
 
 class FAMO(Scalarizer):
@@ -41,7 +41,9 @@ class FAMO(Scalarizer):
     that a validation pass leaves the logits alone.
 
     Args:
-        shape: the shape S of the losses; an int ``n`` means ``(n,)``.
+        shape: the shape S of the losses; an int ``n`` means ``(n,)``. Or the names of the tasks, a
+            sequence of n strings: then S is ``(n,)``, and a call may also be given the losses by
+            name.
         min_losses: the lower bounds :math:`b`, of shape S. None: zeros.
         lr: learning rate of the logits, non-negative. The paper uses 0.025.
         weight_decay: pull of the logits to 0, non-negative. The default is that of the paper's
@@ -54,10 +56,10 @@ class FAMO(Scalarizer):
             each rank by itself.
 
     Raises:
-        TypeError: ``shape`` is not an int or a sequence of ints, or ``min_losses`` not a
-            floating-point tensor.
-        ValueError: ``shape`` has a negative entry, ``min_losses`` is not of that shape, or
-            ``lr`` or ``weight_decay`` is negative.
+        TypeError: ``shape`` is not an int or a sequence of ints or of names, or ``min_losses`` not
+            a floating-point tensor.
+        ValueError: ``shape`` has a negative entry or a name twice, ``min_losses`` is not of that
+            shape, or ``lr`` or ``weight_decay`` is negative.
 
     References:
         Liu, Feng, Stone and Liu. FAMO: Fast Adaptive Multitask Optimization. NeurIPS 2023.
@@ -88,7 +90,7 @@ class FAMO(Scalarizer):
 
     def __init__(
         self,
-        shape: int | Sequence[int],
+        shape: Shape,
         min_losses: Tensor | None = None,
         lr: float = 0.025,
         weight_decay: float = 1e-3,
@@ -98,14 +100,14 @@ class FAMO(Scalarizer):
     ) -> None:
         check_scalar("lr", lr)
         check_scalar("weight_decay", weight_decay)
-        state = famo_init(as_shape(shape), dtype=default_dtype())
+        state = famo_init(as_named_shape(shape), dtype=default_dtype())
         if min_losses is None:
             min_losses = torch.zeros_like(state.logits)
         else:
             check_tensors(None, min_losses=min_losses)
             check_shape("min_losses", min_losses, state.logits.shape, "shape")
             min_losses = min_losses.detach().to(at_least_float32(min_losses.dtype), copy=True)
-        super().__init__(process_group)
+        super().__init__(process_group, shape)
         self.lr = lr
         self.weight_decay = weight_decay
         self.amortized = amortized
@@ -117,7 +119,9 @@ class FAMO(Scalarizer):
         self._has_previous = False
         self._own_mask: Tensor | None = None
 
-    def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
+        if not isinstance(losses, Tensor):
+            losses, mask = self._by_position(losses, mask)
         learning = self._is_learning()
         if learning:
             if self.process_group is not None:
@@ -132,18 +136,18 @@ class FAMO(Scalarizer):
             self._remember(losses.detach(), mask)
         return loss
 
-    def update(self, losses: Tensor, mask: Tensor | None = None) -> None:
+    def update(self, losses: Losses, mask: Tensor | None = None) -> None:
         """Learn from how the losses changed since the last call; once after each model update.
 
         Args:
-            losses: the losses computed again on the same batch, of shape S.
+            losses: the losses computed again on the same batch, of shape S, or by name.
             mask: boolean, of shape S, True where the task is present. None: as in the last call; a
                 task that was absent from it is passed over in any case.
 
         Raises:
-            TypeError: ``losses`` is not a floating-point tensor.
-            ValueError: a shape differs from the module's, ``mask`` is not boolean, the scalarizer
-                has not been called before, or it is amortized.
+            TypeError: ``losses`` is not a floating-point tensor, or a mapping without names.
+            ValueError: a shape differs from the module's, ``mask`` is not boolean, a name is
+                unknown, the scalarizer has not been called before, or it is amortized.
         """
         if self.amortized:
             raise ValueError(
@@ -151,6 +155,8 @@ class FAMO(Scalarizer):
             )
         if not self._has_previous:
             raise ValueError("`update` should follow a call on the losses. Found no call so far.")
+        if not isinstance(losses, Tensor):
+            losses, mask = self._by_position(losses, mask)
         if mask is None and self.process_group is not None:
             mask = self._own_mask
         self._learn(*self._of_all_ranks(losses, mask))
@@ -197,6 +203,6 @@ class FAMO(Scalarizer):
     def __repr__(self) -> str:
         amortized = ", amortized=True" if self.amortized else ""
         return (
-            f"FAMO(shape={tuple(self.logits.shape)}, lr={self.lr}, "
+            f"FAMO(shape={self.names or tuple(self.logits.shape)}, lr={self.lr}, "
             f"weight_decay={self.weight_decay}{amortized})"
         )

@@ -1,14 +1,13 @@
 """The module of IMTL-L."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..functional.checks import as_shape, check_scalar
+from ..functional.checks import check_scalar
 from ..functional.imtll import imtll_loss_and_weights
-from .scalarizer import Scalarizer, default_dtype
+from .names import Shape, as_named_shape
+from .scalarizer import Losses, Scalarizer, default_dtype
 
 
 class IMTLL(Scalarizer):
@@ -23,7 +22,9 @@ class IMTLL(Scalarizer):
       rate at which they can travel several units.
 
     Args:
-        shape: the shape S of the losses; an int ``n`` means ``(n,)``.
+        shape: the shape S of the losses; an int ``n`` means ``(n,)``. Or the names of the tasks, a
+            sequence of n strings: then S is ``(n,)``, and a call may also be given the losses by
+            name.
         init: where the logarithms of the scales start.
         eps: added to every loss, non-negative. A loss that stays at exactly 0, as a hinge loss does
             that is satisfied, raises its weight without end, here to about ``1 / eps``. The default
@@ -35,8 +36,8 @@ class IMTLL(Scalarizer):
             each rank by itself.
 
     Raises:
-        TypeError: ``shape`` is not an int or a sequence of ints.
-        ValueError: ``shape`` has a negative entry, or ``eps`` is negative.
+        TypeError: ``shape`` is not an int or a sequence of ints or of names.
+        ValueError: ``shape`` has a negative entry or a name twice, or ``eps`` is negative.
 
     References:
         Liu, Li, Kuang, Xue, Chen, Yang, Liao and Zhang. Towards Impartial Multi-Task Learning.
@@ -63,19 +64,23 @@ class IMTLL(Scalarizer):
 
     def __init__(
         self,
-        shape: int | Sequence[int],
+        shape: Shape,
         *,
         init: float = 0.0,
         eps: float = 1e-30,
         process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         check_scalar("eps", eps)
-        super().__init__(process_group)
+        super().__init__(process_group, shape)
         self.init = init
         self.eps = eps
-        self.log_scale = nn.Parameter(torch.full(as_shape(shape), init, dtype=default_dtype()))
+        self.log_scale = nn.Parameter(
+            torch.full(as_named_shape(shape), init, dtype=default_dtype())
+        )
 
-    def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
+        if not isinstance(losses, Tensor):
+            losses, mask = self._by_position(losses, mask)
         if self.process_group is not None and self._is_learning():
             losses, mask = self._of_all_ranks(losses, mask)
         loss, weights = imtll_loss_and_weights(losses, self.log_scale, mask, self.eps)
@@ -88,4 +93,4 @@ class IMTLL(Scalarizer):
         self._weights = None
 
     def __repr__(self) -> str:
-        return f"IMTLL(shape={tuple(self.log_scale.shape)})"
+        return f"IMTLL(shape={self.names or tuple(self.log_scale.shape)})"

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 
 from ..distributed import all_reduce_losses_and_mask
 from ..functional.precision import at_least_float32
+from .names import Names, Shape, as_names, encode, in_order, mask_of, order_of
+
+#: What a scalarizer takes: the losses as one tensor, or as 0-d tensors by name.
+Losses = Tensor | Mapping[str, Tensor]
 
 
 class Scalarizer(nn.Module, ABC):
@@ -24,6 +28,7 @@ class Scalarizer(nn.Module, ABC):
     Args:
         process_group: the data-parallel ranks that balance their losses together. None: each rank
             by itself.
+        shape: what the constructor was given, which may be the names of the tasks.
     """
 
     #: Of the ``state_dict``, which carries it. Raise it when the keys or their meaning change, and
@@ -33,18 +38,27 @@ class Scalarizer(nn.Module, ABC):
     #: Whether a call itself changes the state, by losses that each rank has its own of.
     _learns_from_losses = False
 
-    def __init__(self, process_group: "dist.ProcessGroup | None" = None) -> None:
+    #: What a checkpoint knows the tasks by, where they have names.
+    task_names: Tensor
+
+    def __init__(
+        self, process_group: "dist.ProcessGroup | None" = None, shape: Shape | None = None
+    ) -> None:
         super().__init__()
         self.process_group = process_group
+        self.names: Names | None = None if shape is None else as_names(shape)
+        if self.names is not None:
+            self.register_buffer("task_names", encode(self.names))
         self._may_drift = self._learns_from_losses  # until the first call has had a look
         self._weights: Tensor | None = None
 
     @abstractmethod
-    def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
         """Combine the losses.
 
         Args:
-            losses: the losses, of shape S.
+            losses: the losses, of shape S. Where the tasks have names, a mapping of name to 0-d
+                loss will do; a task that is not in it is absent.
             mask: boolean, of shape S, True where the task is present in this batch. An absent task
                 contributes nothing to the scalar nor to any gradient, and its state stays as it
                 is. None: all are present.
@@ -53,13 +67,14 @@ class Scalarizer(nn.Module, ABC):
             The scalar, of shape (), at least float32.
 
         Raises:
-            TypeError: ``losses`` is not a floating-point tensor.
-            ValueError: a shape differs from the module's, or ``mask`` is not boolean.
+            TypeError: ``losses`` is not a floating-point tensor, or a mapping without names.
+            ValueError: a shape differs from the module's, ``mask`` is not boolean, or a name is
+                unknown.
         """
 
     if TYPE_CHECKING:  # nn.Module's own returns Any
 
-        def __call__(self, losses: Tensor, mask: Tensor | None = None) -> Tensor: ...
+        def __call__(self, losses: Losses, mask: Tensor | None = None) -> Tensor: ...
 
     @abstractmethod
     def reset(self) -> None:
@@ -75,6 +90,33 @@ class Scalarizer(nn.Module, ABC):
         if self._weights is None:
             raise ValueError("`weights` are those of the last call. Found no call so far.")
         return self._weights
+
+    def task_weights(self) -> dict[str, Tensor]:
+        """The :attr:`weights` by name, each of shape ().
+
+        Raises:
+            ValueError: the tasks have no names, or the scalarizer has not been called yet.
+        """
+        if self.names is None:
+            raise ValueError("`task_weights` are by name. Found a scalarizer without names.")
+        return dict(zip(self.names, self.weights.unbind(), strict=True))
+
+    def _by_position(
+        self, losses: Mapping[str, Tensor], mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Losses by name as the pure functions take them."""
+        if not isinstance(losses, Mapping):
+            return losses, mask  # to be refused by them
+        if self.names is None:
+            raise TypeError(
+                "`losses` should be a tensor, for the tasks of this scalarizer have no names. "
+                "Found a mapping."
+            )
+        stacked, present = in_order(losses, self.names, self.task_names.device)
+        # Another rank may lack a task where this one has all, and all must have a mask or none.
+        if self.process_group is None and all(present):
+            return stacked, mask
+        return stacked, mask_of(present, mask, stacked)
 
     def _report(self, weights: Tensor) -> None:
         """Keep the weights of this call; an exported program has no attribute to keep them in."""
@@ -146,6 +188,11 @@ class Scalarizer(nn.Module, ABC):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        try:
+            state_dict = self._reordered(state_dict, prefix)
+        except ValueError as error:
+            error_msgs.append(str(error))
+            return
         misfits = list(self._misfits(state_dict, prefix, local_metadata.get("version")))
         error_msgs.extend(misfits)
         if not misfits:  # else nothing is loaded, also where this is a part of a larger model
@@ -158,6 +205,20 @@ class Scalarizer(nn.Module, ABC):
                 unexpected_keys,
                 error_msgs,
             )
+
+    def _reordered(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
+        """The state in the order of our names; of tasks without names, as it is."""
+        key = prefix + "task_names"
+        if self.names is None:
+            return state_dict
+        found = {key: self.task_names, **state_dict}  # a state without names is taken by position
+        order = order_of(found[key], self.names, key)
+        own = {**self._parameters, **self._buffers}.keys() - {"task_names"}
+        for name in own:
+            value = found.get(prefix + name)
+            if isinstance(value, Tensor) and value.ndim == 1 and len(value) == len(order):
+                found[prefix + name] = value[order]
+        return {**found, key: self.task_names}
 
     def _misfits(
         self, state_dict: dict[str, Any], prefix: str, version: int | None

@@ -1,14 +1,13 @@
 """The module of Uncertainty Weighting."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..functional.checks import as_shape, check_scalar
+from ..functional.checks import check_scalar
 from ..functional.uw import halved, uw_loss_and_scale
-from .scalarizer import Scalarizer, default_dtype
+from .names import Shape, as_named_shape
+from .scalarizer import Losses, Scalarizer, default_dtype
 
 
 class UW(Scalarizer):
@@ -24,7 +23,9 @@ class UW(Scalarizer):
       they can travel several units.
 
     Args:
-        shape: the shape S of the losses; an int ``n`` means ``(n,)``.
+        shape: the shape S of the losses; an int ``n`` means ``(n,)``. Or the names of the tasks, a
+            sequence of n strings: then S is ``(n,)``, and a call may also be given the losses by
+            name.
         init: where the log-variances start. The paper finds the result robust to it.
         eps: added to every loss, non-negative. A loss that stays at exactly 0, as a hinge loss does
             that is satisfied, raises its weight without end, here to about ``0.5 / eps``. The
@@ -37,8 +38,8 @@ class UW(Scalarizer):
             each rank by itself.
 
     Raises:
-        TypeError: ``shape`` is not an int or a sequence of ints.
-        ValueError: ``shape`` has a negative entry, or ``eps`` is negative.
+        TypeError: ``shape`` is not an int or a sequence of ints or of names.
+        ValueError: ``shape`` has a negative entry or a name twice, or ``eps`` is negative.
 
     References:
         Kendall, Gal and Cipolla. Multi-Task Learning Using Uncertainty to Weigh Losses for Scene
@@ -65,19 +66,21 @@ class UW(Scalarizer):
 
     def __init__(
         self,
-        shape: int | Sequence[int],
+        shape: Shape,
         *,
         init: float = 0.0,
         eps: float = 1e-30,
         process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         check_scalar("eps", eps)
-        super().__init__(process_group)
+        super().__init__(process_group, shape)
         self.init = init
         self.eps = eps
-        self.log_var = nn.Parameter(torch.full(as_shape(shape), init, dtype=default_dtype()))
+        self.log_var = nn.Parameter(torch.full(as_named_shape(shape), init, dtype=default_dtype()))
 
-    def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
+        if not isinstance(losses, Tensor):
+            losses, mask = self._by_position(losses, mask)
         if self.process_group is not None and self._is_learning():
             losses, mask = self._of_all_ranks(losses, mask)
         loss, scale = uw_loss_and_scale(losses, self.log_var, mask, self.eps)
@@ -94,4 +97,4 @@ class UW(Scalarizer):
         self._weights = None
 
     def __repr__(self) -> str:
-        return f"UW(shape={tuple(self.log_var.shape)})"
+        return f"UW(shape={self.names or tuple(self.log_var.shape)})"

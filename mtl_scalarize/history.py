@@ -1,0 +1,198 @@
+"""What the losses and their weights were over a training."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .functional.presence import fill_absent
+from .modules import Scalarizer
+
+if TYPE_CHECKING:
+    import numpy
+    import pandas  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    from matplotlib.figure import Figure
+
+#: Up to so many tasks a line each can be told apart; beyond, they are the rows of a heat map.
+_MOST_LINES = 10
+
+
+class History:
+    """Records the losses and the task weights of a scalarizer, step by step.
+
+    Nothing waits for the device until it is read. The memory is bounded: when ``capacity`` steps
+    are recorded, every other one is dropped, and from then on every other one is passed over, so
+    that the whole training stays in view, ever more coarsely.
+
+    Args:
+        scalarizer: whose weights are recorded, under the names of its tasks if they have any.
+        capacity: how many steps are kept at most, an even number.
+
+    Raises:
+        ValueError: ``capacity`` is not positive and even.
+
+    Example:
+        >>> from mtl_scalarize import UW
+        >>> scalarizer = UW(["segmentation", "depth"])
+        >>> history = History(scalarizer)
+        >>> for step in range(3):
+        ...     losses = {"segmentation": torch.rand(()), "depth": torch.rand(())}
+        ...     scalar = scalarizer(losses)
+        ...     history.record(losses)
+        >>> list(history.to_dict())
+        ['step', 'loss/segmentation', 'loss/depth', 'weight/segmentation', 'weight/depth']
+        >>> history.to_dict()["weight/depth"]
+        array([0.5, 0.5, 0.5], dtype=float32)
+    """
+
+    def __init__(self, scalarizer: Scalarizer, *, capacity: int = 10_000) -> None:
+        if capacity < 2 or capacity % 2:
+            raise ValueError(
+                f"`capacity` should be positive and even. Found `capacity = {capacity}`."
+            )
+        self.scalarizer = scalarizer
+        self.capacity = capacity
+        self._seen = 0  # steps, recorded or passed over
+        self._stride = 1
+        self._steps: list[int] = []
+        self._rows: Tensor | None = None  # of a step: the losses, and the weights
+
+    def record(self, losses: Tensor | Mapping[str, Tensor], mask: Tensor | None = None) -> None:
+        """Keep the losses of the call just made, and the weights that it used.
+
+        Args:
+            losses: the losses that the scalarizer was called with.
+            mask: the mask that it was called with. An absent task is recorded as nan.
+
+        Raises:
+            ValueError: the scalarizer has not been called yet.
+        """
+        weights = self.scalarizer.weights
+        step, self._seen = self._seen, self._seen + 1
+        if step % self._stride:
+            return
+        if not isinstance(losses, Tensor):
+            losses, mask = self.scalarizer._by_position(losses, mask)
+        losses = fill_absent(mask, losses.detach().to(weights.dtype), torch.nan)
+        if self._rows is None:
+            self._rows = losses.new_empty(self.capacity, 2, losses.numel())
+        if len(self._steps) == self.capacity:
+            half = self.capacity // 2
+            self._rows[:half] = self._rows[::2].clone()
+            self._steps = self._steps[::2]
+            self._stride *= 2  # which divides this step, too
+        row = self._rows[len(self._steps)]
+        row[0].copy_(losses.flatten())
+        row[1].copy_(fill_absent(mask, weights, torch.nan).flatten())
+        self._steps.append(step)
+
+    def __len__(self) -> int:
+        """How many steps are recorded."""
+        return len(self._steps)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the tasks are called here: their names, or else their positions."""
+        if self.scalarizer.names is not None:
+            return self.scalarizer.names
+        return tuple(str(position) for position in range(self.losses.shape[1]))
+
+    @property
+    def losses(self) -> Tensor:
+        """The recorded losses, one row a step, on the CPU."""
+        return self._read(0)
+
+    @property
+    def weights(self) -> Tensor:
+        """The recorded task weights, one row a step, on the CPU."""
+        return self._read(1)
+
+    @property
+    def normalized_losses(self) -> Tensor:
+        """The recorded losses over the first one of each task that is finite and not 0."""
+        losses = self.losses
+        if not len(losses):
+            return losses
+        usable = losses.isfinite() & (losses != 0)
+        first = usable.int().argmax(dim=0, keepdim=True)
+        return losses / losses.gather(0, first)
+
+    def to_dict(self) -> "dict[str, numpy.ndarray[Any, Any]]":
+        """Arrays of one length: ``step``, and each task's ``loss/<name>`` and ``weight/<name>``."""
+        columns = {"step": torch.tensor(self._steps, dtype=torch.int64).numpy()}
+        for kind, rows in (("loss", self.losses), ("weight", self.weights)):
+            for name, column in zip(self.names, rows.T, strict=True):
+                columns[f"{kind}/{name}"] = column.numpy()
+        return columns
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """:meth:`to_dict` as a DataFrame, its index the step.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        frame: pandas.DataFrame = _needed("pandas").DataFrame(self.to_dict())
+        return frame.set_index("step")
+
+    def plot(self) -> "Figure":
+        """A figure of the weights, the losses and the normalised losses over the steps.
+
+        Lines for up to ten tasks, and a heat map with a row a task for more.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        lines = len(self.names) <= _MOST_LINES
+        height = 9.0 if lines else 0.35 * len(self.names)  # inches: the names need a line each
+        figure: Figure = _needed("matplotlib.figure").Figure(
+            figsize=(8, height), layout="constrained"
+        )
+        panels = {
+            "weight": self.weights,
+            "loss": self.losses,
+            "loss / first loss": self.normalized_losses,
+        }
+        draw = self._draw_lines if lines else self._draw_map
+        axes = figure.subplots(len(panels), sharex=True)
+        for axis, (label, values) in zip(axes, panels.items(), strict=True):
+            draw(axis, label, values)
+        axes[-1].set_xlabel("step")
+        if lines:
+            handles, names = axes[0].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside right upper")
+        return figure
+
+    def _draw_lines(self, axis: Any, label: str, values: Tensor) -> None:
+        for name, column in zip(self.names, values.T, strict=True):
+            axis.plot(self._steps, column, label=name, linewidth=1.2)
+        if (values > 0).any():
+            axis.set_yscale("log")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+
+    def _draw_map(self, axis: Any, label: str, values: Tensor) -> None:
+        colors = _needed("matplotlib.colors")
+        positive = values[values.isfinite() & (values > 0)]
+        norm = (
+            colors.LogNorm(positive.min().item(), positive.max().item()) if len(positive) else None
+        )
+        edges = [*self._steps, self._steps[-1] + self._stride]
+        mesh = axis.pcolormesh(edges, range(len(self.names) + 1), values.T, norm=norm)
+        axis.figure.colorbar(mesh, ax=axis, label=label)
+        axis.set_yticks([i + 0.5 for i in range(len(self.names))], self.names, fontsize=6)
+        axis.invert_yaxis()
+
+    def _read(self, kind: int) -> Tensor:
+        if self._rows is None:
+            return torch.empty(0, len(self.scalarizer.names or ()))
+        return self._rows[: len(self._steps), kind].cpu()
+
+
+def _needed(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise ImportError(f"This needs {package}: pip install {package}") from None

@@ -1,0 +1,196 @@
+"""The recorder of losses and weights."""
+
+import itertools
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtl_scalarize import DWA, FAMO, UW, History
+
+
+def recorded(history: History, steps: int, mask: Tensor | None = None) -> Tensor:
+    """Record so many steps of losses, and return them all."""
+    generator = torch.Generator().manual_seed(0)
+    losses = 0.1 + torch.rand(steps, *history.scalarizer.weights.shape, generator=generator)
+    for row in losses:
+        history.scalarizer(row, mask)
+        history.record(row, mask)
+    return losses
+
+
+def history_of(tasks: int, capacity: int = 100) -> History:
+    scalarizer = FAMO(tasks)
+    scalarizer(torch.ones(tasks))
+    return History(scalarizer, capacity=capacity)
+
+
+def test_it_keeps_losses_and_weights_of_every_step() -> None:
+    scalarizer = FAMO(3, amortized=True)
+    history = History(scalarizer)
+    losses = torch.tensor([[1.0, 2.0, 4.0], [0.5, 2.0, 4.0], [0.4, 1.9, 4.0]])
+    weights = []
+    for row in losses:
+        scalarizer(row.requires_grad_())
+        history.record(row)
+        weights.append(scalarizer.weights)
+    assert len(history) == 3
+    torch.testing.assert_close(history.losses, losses.detach(), rtol=0, atol=0)
+    torch.testing.assert_close(history.weights, torch.stack(weights), rtol=0, atol=0)
+    torch.testing.assert_close(history.normalized_losses, losses.detach() / losses[0].detach())
+    assert not history.losses.requires_grad
+
+
+def test_memory_is_bounded_and_the_whole_training_stays_in_view() -> None:
+    history = history_of(2, capacity=8)
+    losses = recorded(history, 1_000)
+    kept = history.to_dict()["step"].tolist()
+    assert kept == list(range(0, 1_000, 128))
+    torch.testing.assert_close(history.losses, losses[kept], rtol=0, atol=0)
+    assert history._rows.shape == (8, 2, 2)
+
+
+@pytest.mark.parametrize("steps", range(1, 20))
+def test_what_is_kept_is_evenly_spaced(steps: int) -> None:
+    history = history_of(1, capacity=4)
+    losses = recorded(history, steps)
+    kept = history.to_dict()["step"].tolist()
+    stride = 1 if steps <= 4 else 2 if steps <= 8 else 4 if steps <= 16 else 8
+    assert kept == list(range(0, steps, stride))
+    torch.testing.assert_close(history.losses, losses[kept], rtol=0, atol=0)
+
+
+def test_an_absent_task_is_recorded_as_nan() -> None:
+    history = history_of(3)
+    losses = recorded(history, 2, torch.tensor([True, False, True]))
+    assert history.losses[:, 1].isnan().all()
+    assert history.weights[:, 1].isnan().all()
+    torch.testing.assert_close(history.losses[:, ::2], losses[:, ::2], rtol=0, atol=0)
+
+
+def test_normalised_by_the_first_loss_that_is_finite_and_not_zero() -> None:
+    scalarizer = UW(["a", "b", "c"])
+    history = History(scalarizer)
+    for a, b in [(0.0, None), (float("nan"), 3.0), (4.0, 6.0), (2.0, 1.5)]:
+        losses = {"a": torch.tensor(a)} | ({} if b is None else {"b": torch.tensor(b)})
+        scalarizer(losses)
+        history.record(losses)
+    a, b, c = history.normalized_losses.T
+    torch.testing.assert_close(a, torch.tensor([0.0, torch.nan, 1.0, 0.5]), equal_nan=True)
+    torch.testing.assert_close(b, torch.tensor([torch.nan, 1.0, 2.0, 0.5]), equal_nan=True)
+    assert c.isnan().all()
+
+
+def test_columns_have_the_names_of_the_tasks() -> None:
+    scalarizer = UW(["depth", "normals"])
+    history = History(scalarizer)
+    losses = {"normals": torch.tensor(2.0), "depth": torch.tensor(1.0)}
+    scalarizer(losses)
+    history.record(losses)
+    columns = {name: column.tolist() for name, column in history.to_dict().items()}
+    assert columns == {
+        "step": [0],
+        "loss/depth": [1.0],
+        "loss/normals": [2.0],
+        "weight/depth": [0.5],
+        "weight/normals": [0.5],
+    }
+
+
+def test_columns_of_tasks_without_names_have_their_positions() -> None:
+    history = History(DWA(shape=(2, 2)))
+    history.scalarizer(torch.ones(2, 2))
+    history.record(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert history.names == ("0", "1", "2", "3")
+    assert history.to_dict()["loss/2"].tolist() == [3.0]
+
+
+def test_a_data_frame_has_the_step_as_index() -> None:
+    pytest.importorskip("pandas")
+    history = history_of(2, capacity=4)
+    recorded(history, 6)
+    frame = history.to_pandas()
+    assert frame.index.name == "step"
+    assert frame.index.tolist() == [0, 2, 4]
+    assert list(frame) == ["loss/0", "loss/1", "weight/0", "weight/1"]
+
+
+def test_nothing_recorded_is_empty() -> None:
+    history = History(UW(["a", "b"]))
+    assert len(history) == 0
+    assert (
+        history.losses.shape == history.weights.shape == history.normalized_losses.shape == (0, 2)
+    )
+    assert {name: len(column) for name, column in history.to_dict().items()}["weight/b"] == 0
+
+
+@pytest.mark.parametrize("tasks", [2, 10, 11, 40])
+def test_the_plot_shows_every_task_in_three_panels(tasks: int) -> None:
+    history = history_of(tasks)
+    recorded(history, 20)
+    figure = history.plot()
+    figure.draw_without_rendering()
+    panels = [axis for axis in figure.axes if axis.get_label() != "<colorbar>"]
+    assert len(panels) == 3
+    assert panels[-1].get_xlabel() == "step"
+    for axis in panels:
+        if tasks <= 10:
+            assert [line.get_label() for line in axis.lines] == list(history.names)
+            torch.testing.assert_close(torch.tensor(axis.lines[0].get_xdata()), torch.arange(20))
+        else:
+            assert [label.get_text() for label in axis.get_yticklabels()] == list(history.names)
+    if tasks <= 10:
+        torch.testing.assert_close(
+            torch.tensor(panels[1].lines[-1].get_ydata()), history.losses[:, -1]
+        )
+
+
+def test_names_in_a_tall_plot_do_not_overlap() -> None:
+    history = history_of(40)
+    recorded(history, 5)
+    figure = history.plot()
+    figure.draw_without_rendering()
+    labels = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert all(lower.y1 <= upper.y0 for upper, lower in itertools.pairwise(labels))
+
+
+def test_an_empty_history_plots() -> None:
+    History(UW(2)).plot().draw_without_rendering()
+
+
+@pytest.mark.parametrize(("package", "method"), [("pandas", "to_pandas"), ("matplotlib", "plot")])
+def test_a_missing_package_gets_the_line_that_installs_it(
+    package: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (package, "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=f"This needs {package}: pip install {package}$"):
+        getattr(history_of(2), method)()
+
+
+@pytest.mark.parametrize("capacity", [0, -2, 3])
+def test_capacity_is_positive_and_even(capacity: int) -> None:
+    with pytest.raises(ValueError, match=f"Found `capacity = {capacity}`"):
+        History(UW(2), capacity=capacity)
+
+
+def test_there_is_nothing_to_record_before_a_call() -> None:
+    with pytest.raises(ValueError, match="Found no call so far"):
+        History(UW(2)).record(torch.ones(2))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recording_does_not_wait_for_the_device() -> None:
+    scalarizer = UW(["a", "b"]).cuda()
+    history = History(scalarizer, capacity=4)
+    losses = {"a": torch.ones((), device="cuda")}
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(10):
+            scalarizer(losses)
+            history.record(losses)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert history.losses.device.type == "cpu"
