@@ -134,7 +134,7 @@ def train_dwa(problem: Problem, hyper: Hyper) -> Parameters:
     parameters = problem.start
     state = dwa_init(len(TASKS), dtype=torch.float64)
     for _ in range(EPOCHS):
-        weights = dwa_weights(state.last, state.previous, hyper["temperature"], epochs=state.epochs)
+        weights = dwa_weights(state.last, state.previous, hyper["temperature"])
         for batch in problem.batches:
             losses, pullback = vjp(lambda p, batch=batch: problem.losses(p, batch), parameters)
             (gradient,) = pullback(weights)

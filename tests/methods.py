@@ -91,7 +91,7 @@ def _learned(
 def _dwa(batches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
     state, out = dwa_init(batches[0][0].shape, dtype=batches[0][0].dtype), []
     for index, (losses, mask) in enumerate(batches):
-        weights = dwa_weights(state.last, state.previous, epochs=state.epochs)
+        weights = dwa_weights(state.last, state.previous)
         weights = weights if mask is None else torch.where(mask, weights, 0.0)
         out.append((dwa_combine(losses, state, mask=mask), weights))
         state = dwa_accumulate(state, losses, mask=mask)

@@ -191,6 +191,24 @@ def test_reset_goes_back_to_the_start(method: Method) -> None:
     torch.testing.assert_close(run_on(scalarizer), run_on(fresh), rtol=0, atol=0, equal_nan=True)
 
 
+def test_reset_forgets_the_last_call(method: Method) -> None:
+    scalarizer = started(method)
+    scalarizer.reset()
+    with pytest.raises(ValueError, match="Found no call so far"):
+        _ = scalarizer.weights
+
+
+def test_a_copy_of_a_model_keeps_what_it_shares(method: Method) -> None:
+    """A scalarizer that is there twice is one in the copy, too."""
+    scalarizer = method.make((3,))
+    model = nn.ModuleList([scalarizer, scalarizer])
+    scalarizer.model = [model]  # not as a module: round in a circle
+    twin = copy.deepcopy(model)
+    assert twin[0] is twin[1]
+    assert twin[0] is not scalarizer
+    assert twin[0].model[0] is twin
+
+
 def test_repr(method: Method) -> None:
     assert repr(method.make((3,))) == repr(method.make(3)) == method.repr
 

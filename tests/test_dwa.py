@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtl_scalarize import DWA, dwa_accumulate, dwa_init, dwa_step, dwa_weights
+from mtl_scalarize import DWA, dwa_accumulate, dwa_combine, dwa_init, dwa_step, dwa_weights
 
 
 def epoch(scalarizer: DWA, losses: list[float], mask: list[bool] | None = None) -> Tensor:
@@ -111,6 +111,51 @@ def test_without_shape_it_follows_its_losses_to_another_device_than_the_checkpoi
     scalarizer.eval()  # on the meta device there is nothing to accumulate
     assert scalarizer(torch.ones(2, device="meta")).device.type == "meta"
     assert scalarizer.last.device.type == "meta"
+
+
+def test_without_shape_it_takes_the_device_too() -> None:
+    first, loaded = DWA(), DWA()
+    first(torch.ones(2, device="meta"))
+    loaded.load_state_dict(first.state_dict())
+    for scalarizer in (first, loaded):
+        assert {value.device.type for value in scalarizer.buffers()} == {"meta"}
+
+
+def test_without_shape_it_takes_none_from_a_call_that_raises() -> None:
+    scalarizer = DWA()
+    with pytest.raises(ValueError, match="`mask` should have shape"):
+        scalarizer(torch.ones(3), torch.ones(2, dtype=torch.bool))
+    assert not scalarizer.state_dict()
+
+
+def test_without_shape_it_takes_its_state_whatever_else_is_wrong_with_a_model() -> None:
+    source = DWA(shape=2)
+    state = {f"dwa.{name}": value for name, value in source.state_dict().items()}
+    for extra in ({}, {"net.weight": torch.ones(5)}):
+        model = nn.ModuleDict({"net": nn.Linear(2, 2), "dwa": DWA()})
+        with pytest.raises(RuntimeError, match=r"net\.bias"):
+            model.load_state_dict({**state, **extra})
+        assert model["dwa"].last.shape == (2,)
+
+
+def test_a_task_with_fewer_than_two_epochs_weighs_one_whatever_its_averages() -> None:
+    state = dwa_init(3)._replace(
+        last=torch.tensor([1.0, 2.0, 3.0]),
+        previous=torch.tensor([2.0, 2.0, 2.0]),
+        epochs=torch.tensor([2, 1, 0]),
+    )
+    assert dwa_combine(torch.tensor([1.0, 10.0, 100.0]), state) == 111.0
+    two = state._replace(epochs=torch.tensor([2, 2, 0]))
+    expected = 2 * torch.softmax(torch.tensor([0.5, 1.0]) / 2, 0) @ torch.tensor([1.0, 10.0])
+    torch.testing.assert_close(dwa_combine(torch.tensor([1.0, 10.0, 100.0]), two), expected + 100)
+
+
+def test_new_state_has_the_default_dtype() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert DWA(shape=2).last.dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_an_average_that_changes_sign_has_a_negative_rate_and_a_finite_weight() -> None:

@@ -137,12 +137,16 @@ def test_famo_combine_and_weights(
 ) -> None:
     losses = data.draw(rows(losses_dtype or dtype))
     logits = torch.tensor([data.draw(st.floats(-20, 20)) for _ in range(len(losses))], dtype=dtype)
+    present = [True, *(data.draw(st.booleans()) for _ in losses[1:])]
+    mask = None if all(present) else torch.tensor(present)
     wide = losses.to(dtype).requires_grad_()
-    scalar = famo_combine(wide, logits)
+    scalar = famo_combine(wide, logits, mask=mask)
     (gradient,) = torch.autograd.grad(scalar, wide)
 
     distances = [loss + eps_in(dtype) for loss in exact(losses)]
-    shares = [mpmath.exp(logit) for logit in exact(logits)]
+    shares = [
+        mpmath.exp(x) if here else mpf(0) for x, here in zip(exact(logits), present, strict=True)
+    ]
     shares = [share / sum(shares) for share in shares]
     ratios = [share / distance for share, distance in zip(shares, distances, strict=True)]
     c = 1 / sum(ratios)
@@ -150,7 +154,7 @@ def test_famo_combine_and_weights(
     sizes = [c * z * (1 + abs(mpmath.log(d))) for z, d in zip(shares, distances, strict=True)]
     if sum(sizes) < torch.finfo(dtype).max:
         assert ulps(scalar.item(), sum(terms), sum(sizes), dtype=dtype) <= FAMO_ULPS
-    for found in (gradient, famo_weights(losses, logits)):
+    for found in (gradient, famo_weights(losses, logits, mask=mask)):
         for number, ratio in zip(found.tolist(), ratios, strict=True):
             # An exponent of up to 40 carries its own rounding into its exponential.
             assert ulps(number, c * ratio, dtype=dtype) <= FAMO_ULPS + 40

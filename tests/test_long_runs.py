@@ -1,6 +1,5 @@
 """What becomes of a scalarizer over very many steps. `--long` takes ten times as many."""
 
-import math
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -87,7 +86,6 @@ def test_the_module_counts_as_many() -> None:
 def test_float32_does_not_drift_from_float64(steps: int) -> None:
     """The losses of both are the same numbers; see `benchmarks/drift.py` for 10^6 steps."""
     famo = drift_of_famo(steps)
-    assert math.isfinite(famo.largest)
-    assert famo.largest < 1e-4
+    assert 0 < famo.largest < 1e-5
     dwa = drift_of_dwa(steps)
     assert 0 < dwa.largest < 1e-6

@@ -141,13 +141,7 @@ def dwa_step(state: DWAState) -> DWAState:
     )
 
 
-def dwa_weights(
-    last: Tensor,
-    previous: Tensor,
-    temperature: float | Tensor = 2.0,
-    *,
-    epochs: Tensor | None = None,
-) -> Tensor:
+def dwa_weights(last: Tensor, previous: Tensor, temperature: float | Tensor = 2.0) -> Tensor:
     r"""The task weights of DWA, from the average losses of the last two epochs.
 
     .. math::
@@ -155,15 +149,14 @@ def dwa_weights(
         \qquad w_i = \frac{L_i(t-1)}{L_i(t-2)}
 
     The softmax runs over the :math:`m` tasks that have a rate :math:`w_i`; the others weigh 1, so
-    that the weights of K tasks always sum to K. A task has no rate while fewer than two epochs are
-    behind it, nor where :math:`w_i` is not finite (as when :math:`L_i(t-2) = 0`).
+    that the weights of K tasks always sum to K. A task has no rate where :math:`w_i` is not finite,
+    as when :math:`L_i(t-2) = 0`.
 
     Args:
         last: the average losses :math:`L(t-1)`, of any shape S.
         previous: the average losses :math:`L(t-2)`, of shape S.
         temperature: :math:`T > 0`, a number or a 0-d tensor; the larger, the more uniform the
             weights. The paper uses 2.
-        epochs: the number of epochs behind each task, of shape S. None: two or more for all.
 
     Returns:
         The weights, of shape S, in the dtype of ``last`` and ``previous``, at least float32.
@@ -186,8 +179,6 @@ def dwa_weights(
     # In float64: the rate of a float32 average may overflow, and a large one keeps few digits.
     last, previous = last.double(), previous.double()
     has_rate = torch.isfinite(last / previous)
-    if epochs is not None:
-        has_rate = has_rate & (epochs >= 2)
     rates = fill_absent(has_rate, last, 0.0) / fill_absent(has_rate, previous, 1.0)
     share = softmax(rates / scalar_in(rates.dtype, temperature), has_rate)
     return fill_absent(has_rate, share * has_rate.sum(), 1.0).to(dtype)
@@ -229,8 +220,13 @@ def dwa_combine(
         >>> dwa_combine(torch.tensor([4.0, 1.0]), dwa_init(2))
         tensor(5.)
     """
-    weights = dwa_weights(state.last, state.previous, temperature, epochs=state.epochs)
-    return dwa_loss_and_weights(losses, weights, mask)[0]
+    return dwa_loss_and_weights(losses, weights_of(state, temperature), mask)[0]
+
+
+def weights_of(state: DWAState, temperature: float | Tensor) -> Tensor:
+    """:func:`dwa_weights` of a state, in which a task may have fewer than two epochs behind it."""
+    previous = fill_absent(state.epochs >= 2, state.previous, 0.0)  # a rate over 0 is none
+    return dwa_weights(state.last, previous, temperature)
 
 
 def dwa_loss_and_weights(

@@ -14,7 +14,7 @@ from ..functional.dwa import (
     dwa_init,
     dwa_loss_and_weights,
     dwa_step,
-    dwa_weights,
+    weights_of,
 )
 from .names import Shape, as_named_shape
 from .scalarizer import Losses, Scalarizer, default_dtype
@@ -121,7 +121,7 @@ class DWA(Scalarizer):
         if self.shape is None:
             self._register(None)
         else:
-            self._store(self.state, dwa_init(self.shape, device=self.last.device))
+            self._store(self.state, dwa_init(self.shape))
             self._reweigh()
         self._weights = None
 
@@ -164,8 +164,7 @@ class DWA(Scalarizer):
 
     def _reweigh(self) -> None:
         if self._has_shape():
-            weights = dwa_weights(self.last, self.previous, self._temperature, epochs=self.epochs)
-            self.epoch_weights.copy_(weights)
+            self.epoch_weights.copy_(weights_of(self.state, self._temperature))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

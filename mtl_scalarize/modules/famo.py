@@ -162,7 +162,7 @@ class FAMO(Scalarizer):
         self._learn(*self._of_all_ranks(losses, mask))
 
     def reset(self) -> None:
-        self._store(self.state, famo_init(self.logits.shape, device=self.logits.device))
+        self._store(self.state, famo_init(self.logits.shape))
         self.previous_losses.fill_(torch.nan)
         self._has_previous = False
         self._weights = None
