@@ -3,10 +3,12 @@ float64: rounding does not add up.
 
 Both are given the same losses, four noisy curves that fall from 1e3 to 1e-3 and level off, each at
 its own pace; FAMO learns from a second loss a little below each, and an epoch of DWA has 100
-batches. The picture shows the largest difference between any two weights, which average 1/4 (FAMO)
-and 1 (DWA), so far.
+batches. Printed, and drawn over the steps, is the largest relative difference of any weight so far.
 
-    python benchmarks/drift.py --out drift.png
+    python benchmarks/drift.py --out drift.png        # 10 minutes
+
+FAMO: 3.7e-06 after 1,000,000 steps
+DWA: 1.0e-07 after 1,000,000 steps
 """
 
 import argparse
