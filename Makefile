@@ -1,6 +1,6 @@
 # make demo: install what the demo needs and run it.   make test: lint, types, all tests.
 # make mutants: how many deliberate faults the tests notice; hours.
-# make bench: every benchmark, and bench.json.
+# make bench: every benchmark, and bench.json.   make dist: wheel and sdist, checked and tried.
 # PYTHON chooses the interpreter that .venv is made with: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version(
 BIN := .venv/bin
 VENV := .venv/made-with-python-$(VERSION)
 
-.PHONY: bench demo test lint types mutants clean
+.PHONY: bench clean demo dist lint mutants test types
 
 demo: .venv/installed-demo
 	$(BIN)/python examples/digits.py $(DEMO)
@@ -32,6 +32,16 @@ lint: .venv/installed-test
 
 types: .venv/installed-test
 	$(BIN)/mypy
+
+# Build, check, install into an empty environment, and run the README's first example there.
+dist: .venv/installed-dist
+	rm -rf dist build/empty
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	sed -n '/^```python$$/,/^```$$/{/^```/!p;/^```$$/q}' README.md > build/first_example.py
+	cd build && empty/bin/python -W error first_example.py
 
 clean:
 	rm -rf .venv build dist mutants .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.png bench.json

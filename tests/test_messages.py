@@ -293,4 +293,11 @@ def test_the_messages_of_a_process_group(
         "DWA has no process group: each of the 2 ranks balances by its own losses, and their "
         "states drift apart. Pass `process_group=torch.distributed.group.WORLD`."
     ]
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_warning_points_at_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    with pytest.warns(UserWarning, match="no process group") as seen:
+        DWA()(L)
     assert seen[0].filename == __file__
