@@ -120,7 +120,12 @@ class History:
         return losses / losses.gather(0, first)
 
     def to_dict(self) -> "dict[str, numpy.ndarray[Any, Any]]":
-        """Arrays of one length: ``step``, and each task's ``loss/<name>`` and ``weight/<name>``."""
+        """Arrays of one length: ``step``, and each task's ``loss/<name>`` and ``weight/<name>``.
+
+        Raises:
+            ImportError: NumPy is not installed, which torch does without.
+        """
+        _needed("numpy")
         columns = {"step": torch.tensor(self._steps, dtype=torch.int64).numpy()}
         for kind, rows in (("loss", self.losses), ("weight", self.weights)):
             for name, column in zip(self.names, rows.T, strict=True):
@@ -131,7 +136,7 @@ class History:
         """:meth:`to_dict` as a DataFrame, its index the step.
 
         Raises:
-            ImportError: pandas is not installed.
+            ImportError: pandas or NumPy is not installed.
         """
         frame: pandas.DataFrame = _needed("pandas").DataFrame(self.to_dict())
         return frame.set_index("step")

@@ -159,7 +159,10 @@ def test_an_empty_history_plots() -> None:
     History(UW(2)).plot().draw_without_rendering()
 
 
-@pytest.mark.parametrize(("package", "method"), [("pandas", "to_pandas"), ("matplotlib", "plot")])
+@pytest.mark.parametrize(
+    ("package", "method"),
+    [("numpy", "to_dict"), ("pandas", "to_pandas"), ("matplotlib", "plot")],
+)
 def test_a_missing_package_gets_the_line_that_installs_it(
     package: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
