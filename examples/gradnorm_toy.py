@@ -1,0 +1,246 @@
+"""GradNorm's toy problem: ten regressions that differ in little but their scale.
+
+Task i is to learn f_i(x) = sigma_i tanh((B + epsilon_i) x), from 250 numbers to 100 (Chen et al.
+2018, section 4): all tasks share B, and each has an epsilon_i of its own. Its loss is the mean
+squared error, so that the last task's loss is 10,000 times the first's where both are learned as
+well. What counts is the paper's normalised loss: a task's test loss over what it was before
+training. (The paper adds them up; the mean below is a tenth of that.) The network is the paper's,
+too: four layers of 100 ReLU units that all tasks share, and a linear head for each.
+
+What the paper leaves open is chosen so. The scales are log-spaced from 1 to 100; the paper draws
+them from "a wide normal distribution". Its N(0, 10) and N(0, 3.5), of B and the epsilons, are taken
+for standard deviations. The network sees standard normal numbers, and x is a hundredth of them:
+with x itself standard normal nearly every tanh would be 1 or -1. There are 5000 examples to train
+on, in 20 epochs with batches of 100, and 1000 to test on. A seed stands for B, the epsilons, the
+examples, the initial weights and the order of the batches: the same for every method.
+
+Nothing is tuned for any method. Adam has its usual learning rate of 1e-3 for the network; what a
+method learns beside it, it learns at 0.025, as FAMO's logits in FAMO's paper and UW's weights in
+GradNorm's.
+
+    python examples/gradnorm_toy.py            # about three minutes on one core
+    python examples/gradnorm_toy.py --quick    # a few seconds, to see that it runs
+
+draws the picture `gradnorm_toy.png` and prints:
+
+task          plain sum           UW       IMTL-L          DWA         FAMO  FAMO amortized
+────────────────────────────────────────────────────────────────────────────────────────────
+scale 1     1.51 ± 0.06  0.99 ± 0.02  0.99 ± 0.02  1.51 ± 0.06  0.65 ± 0.01     0.58 ± 0.01
+scale 1.67  1.10 ± 0.02  0.91 ± 0.02  0.91 ± 0.02  1.10 ± 0.02  0.63 ± 0.01     0.58 ± 0.01
+scale 2.78  0.93 ± 0.02  0.88 ± 0.01  0.88 ± 0.01  0.93 ± 0.02  0.62 ± 0.01     0.58 ± 0.01
+scale 4.64  0.85 ± 0.01  0.86 ± 0.00  0.86 ± 0.00  0.85 ± 0.01  0.62 ± 0.00     0.58 ± 0.01
+scale 7.74  0.82 ± 0.01  0.85 ± 0.01  0.85 ± 0.01  0.82 ± 0.01  0.61 ± 0.01     0.59 ± 0.01
+scale 12.9  0.80 ± 0.01  0.84 ± 0.01  0.84 ± 0.01  0.80 ± 0.01  0.62 ± 0.01     0.60 ± 0.01
+scale 21.5  0.79 ± 0.01  0.84 ± 0.01  0.84 ± 0.01  0.79 ± 0.01  0.63 ± 0.00     0.61 ± 0.01
+scale 35.9  0.78 ± 0.01  0.84 ± 0.01  0.84 ± 0.01  0.78 ± 0.01  0.63 ± 0.00     0.63 ± 0.00
+scale 59.9  0.77 ± 0.01  0.84 ± 0.01  0.84 ± 0.01  0.77 ± 0.01  0.65 ± 0.00     0.68 ± 0.00
+scale 100   0.76 ± 0.01  0.83 ± 0.01  0.83 ± 0.01  0.76 ± 0.01  0.68 ± 0.00     0.75 ± 0.00
+
+mean        0.91 ± 0.01  0.87 ± 0.00  0.87 ± 0.00  0.91 ± 0.01  0.63 ± 0.00     0.62 ± 0.01
+worst       1.51 ± 0.06  0.99 ± 0.02  0.99 ± 0.02  1.51 ± 0.06  0.68 ± 0.00     0.75 ± 0.00
+
+Test loss over what it was before training: less is better, 1 is nothing learned.
+Mean ± standard deviation over the seeds; the worst task is that of each seed.
+
+The plain sum, and DWA with it, learns the large tasks and ruins the smallest. FAMO is better at
+every task, even at the largest. UW and IMTL-L, the same but for a factor that Adam does not see,
+are late: the first gradients of their scales are as large as the losses, Adam remembers them, and
+its steps get ever smaller. With seed 0, UW's log-variance of the largest task ends at 4.7; the
+logarithm of that loss is 8.5. (One thread of an AMD EPYC.)
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import torch
+from digits import PlainSum, count, mean_and_std, picture_path
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mtl_scalarize import DWA, FAMO, IMTLL, UW, Scalarizer
+
+SCALES = torch.logspace(0, 2, 10)
+INPUTS, OUTPUTS, WIDTH, DEPTH = 250, 100, 100, 4
+SHARED_STD, OWN_STD, INPUT_STD = 10.0, 3.5, 0.01
+TEST_SIZE, BATCH_SIZE = 1000, 100
+LEARNING_RATE, SCALARIZER_LEARNING_RATE = 1e-3, 0.025
+
+METHODS: dict[str, Callable[[], Scalarizer]] = {
+    "plain sum": PlainSum,
+    "UW": lambda: UW(len(SCALES)),
+    "IMTL-L": lambda: IMTLL(len(SCALES)),
+    "DWA": lambda: DWA(shape=len(SCALES)),
+    "FAMO": lambda: FAMO(len(SCALES), lr=SCALARIZER_LEARNING_RATE),
+    "FAMO amortized": lambda: FAMO(len(SCALES), lr=SCALARIZER_LEARNING_RATE, amortized=True),
+}
+COLOURS = ("#000000", "#0072b2", "#56b4e9", "#e69f00", "#d55e00", "#cc79a7")  # of the methods
+STYLES = ("-", "-", "--", "--", "-", "-")  # UW and IMTL-L coincide, as do DWA and the plain sum
+
+
+class Examples(NamedTuple):
+    """N inputs, and what each task should make of them."""
+
+    inputs: Tensor  # (N, INPUTS)
+    targets: Tensor  # (N, tasks, OUTPUTS)
+
+
+def make_examples(seed: int, train_size: int) -> tuple[Examples, Examples]:
+    """Examples to train on and examples to test on, of the same functions."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = SHARED_STD * torch.randn(OUTPUTS, INPUTS, generator=generator)
+    own = OWN_STD * torch.randn(len(SCALES), OUTPUTS, INPUTS, generator=generator)
+
+    def draw(size: int) -> Examples:
+        inputs = torch.randn(size, INPUTS, generator=generator)
+        arguments = torch.einsum("toi, ni -> nto", shared + own, INPUT_STD * inputs)
+        return Examples(inputs, SCALES.unsqueeze(1) * torch.tanh(arguments))
+
+    return draw(train_size), draw(TEST_SIZE)
+
+
+class Network(nn.Sequential):
+    """A trunk that all tasks share, and a linear head for each, all ten in one matrix."""
+
+    def __init__(self) -> None:
+        widths = [INPUTS] + [WIDTH] * DEPTH
+        layers = [nn.Linear(*pair) for pair in pairwise(widths)]
+        trunk = [module for layer in layers for module in (layer, nn.ReLU())]
+        heads = nn.Linear(WIDTH, len(SCALES) * OUTPUTS)
+        super().__init__(*trunk, heads, nn.Unflatten(-1, (len(SCALES), OUTPUTS)))
+
+
+def task_losses(network: nn.Module, examples: Examples) -> Tensor:
+    """The mean squared error of each task, shape (tasks,)."""
+    return (network(examples.inputs) - examples.targets).square().mean(dim=(0, 2))
+
+
+def train(
+    method: str,
+    examples: Examples,
+    test: Examples,
+    epochs: int,
+    seed: int,
+    on_epoch: Callable[[], Any] = lambda: None,
+) -> Tensor:
+    """The normalised test losses before training and after each epoch: (epochs + 1, tasks)."""
+    torch.manual_seed(seed)
+    network, scalarizer = Network(), METHODS[method]()
+    optimizer = torch.optim.Adam(
+        [
+            {"params": network.parameters(), "lr": LEARNING_RATE},
+            {"params": scalarizer.parameters(), "lr": SCALARIZER_LEARNING_RATE},
+        ]
+    )
+    with torch.no_grad():
+        history = [task_losses(network, test)]
+    order = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for index in torch.randperm(len(examples.inputs), generator=order).split(BATCH_SIZE):
+            batch = Examples(examples.inputs[index], examples.targets[index])
+            optimizer.zero_grad()
+            scalarizer(task_losses(network, batch)).backward()
+            optimizer.step()
+            if isinstance(scalarizer, FAMO) and not scalarizer.amortized:
+                with torch.no_grad():
+                    scalarizer.update(task_losses(network, batch))
+        if isinstance(scalarizer, DWA):
+            scalarizer.step()
+        with torch.no_grad():
+            history.append(task_losses(network, test))
+        on_epoch()
+    return torch.stack(history) / history[0]
+
+
+def compare(train_size: int, epochs: int, seeds: int) -> Tensor:
+    """Train with every method: normalised test losses, (methods, seeds, epochs + 1, tasks)."""
+    results = torch.zeros(len(METHODS), seeds, epochs + 1, len(SCALES))
+    with tqdm(total=len(METHODS) * seeds * epochs, unit="epoch", mininterval=1) as bar:
+        for seed in range(seeds):
+            examples, test = make_examples(seed, train_size)
+            for row, method in enumerate(METHODS):
+                bar.set_description(f"{method}, seed {seed}", refresh=False)
+                results[row, seed] = train(method, examples, test, epochs, seed, bar.update)
+    return results
+
+
+def print_table(ends: Tensor) -> None:
+    """From the normalised test losses after training, (methods, seeds, tasks)."""
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
+    for column in ("task", *METHODS):
+        table.add_column(column, justify="right" if table.columns else "left")
+    rows = {f"scale {scale:.3g}": ends[:, :, k] for k, scale in enumerate(SCALES.tolist())}
+    rows |= {"mean": ends.mean(dim=-1), "worst": ends.amax(dim=-1)}
+    for name, values in rows.items():
+        cells = [mean_and_std(of_method, 2) for of_method in values]
+        table.add_row(name, *cells, end_section=name == "scale 100")
+    Console(width=110).print(table)
+    print("\nTest loss over what it was before training: less is better, 1 is nothing learned.")
+    print("Mean ± standard deviation over the seeds; the worst task is that of each seed.")
+
+
+@matplotlib.rc_context(
+    {
+        "font.size": 14,
+        "lines.linewidth": 2.5,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+    }
+)
+def draw_picture(results: Tensor, path: Path) -> None:
+    """In training, the mean and the worst of the tasks; after it, each task."""
+    figure = Figure(figsize=(18, 7), layout="constrained")
+    mean, worst, tasks = figure.subplots(1, 3, sharey=True)
+    epochs = range(results.shape[2])
+    draw_lines(mean, epochs, results.mean(dim=-1))
+    draw_lines(worst, epochs, results.amax(dim=-1))
+    draw_lines(tasks, SCALES, results[:, :, -1], ".")
+    mean.set(xlabel="epoch", ylabel="test loss, of that before training")
+    mean.set_title("mean of the tasks", weight="bold")
+    worst.set(xlabel="epoch")
+    worst.set_title("worst task", weight="bold")
+    tasks.set(xlabel="scale of the task", xscale="log")
+    tasks.set_title("each task after training", weight="bold")
+    tasks.xaxis.set_major_formatter(lambda scale, _: f"{scale:g}")
+    for axes in (mean, worst):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*mean.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    figure.savefig(path, dpi=80)
+
+
+def draw_lines(axes: Axes, places: Sequence[float], values: Tensor, marker: str = "") -> None:
+    """The mean over the seeds of each method, and around it their standard deviation."""
+    for method, colour, style, runs in zip(METHODS, COLOURS, STYLES, values, strict=True):
+        mean, spread = runs.mean(dim=0), runs.std(dim=0, correction=min(1, len(runs) - 1))
+        axes.plot(places, mean, style, marker=marker, markersize=14, color=colour, label=method)
+        axes.fill_between(places, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Compare the methods on GradNorm's toy problem.")
+    parser.add_argument("--quick", action="store_true", help="2 seeds of 3 epochs, 1000 examples")
+    parser.add_argument("--seeds", type=count, help="how many; default: 10")
+    parser.add_argument(
+        "--out", type=picture_path, default="gradnorm_toy.png", help="the picture's path"
+    )
+    args = parser.parse_args(argv)
+    train_size, epochs, seeds = (1000, 3, 2) if args.quick else (5000, 20, 10)
+    torch.set_num_threads(1)  # gives the same numbers on any number of cores
+    results = compare(train_size, epochs, args.seeds or seeds)
+    print_table(results[:, :, -1])
+    draw_picture(results, args.out)
+    print(f"\npicture: {args.out}")
+
+
+if __name__ == "__main__":
+    main()
