@@ -1,5 +1,6 @@
 """What is particular to UW and IMTL-L: the parameter that the user's optimizer learns."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +21,27 @@ def test_the_parameter_starts_at_init_and_reset_goes_back_to_it(
     assert (parameter != -0.5).all()
     scalarizer.reset()
     assert parameter.tolist() == [[-0.5], [-0.5]]
+
+
+@pytest.mark.parametrize(("method", "name"), [(UW, "log_var"), (IMTLL, "log_scale")])
+def test_init_may_be_of_each_task(method: type[UW] | type[IMTLL], name: str) -> None:
+    init = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True) * 1
+    scalarizer = copy.deepcopy(method(2, init=init))
+    parameter = scalarizer.get_parameter(name)
+    assert parameter.dtype == torch.float32
+    assert parameter.tolist() == [1.0, -2.0]
+    with torch.no_grad():
+        parameter += 1
+    assert init.tolist() == [1.0, -2.0]
+    scalarizer.reset()
+    assert parameter.tolist() == [1.0, -2.0]
+    assert method(2, init=torch.tensor(0.5)).get_parameter(name).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("method", [UW, IMTLL])
+def test_init_of_another_shape_is_refused(method: type[UW] | type[IMTLL]) -> None:
+    with pytest.raises(ValueError, match=r"`init` should have shape \(3,\), the shape of `shape`"):
+        method(3, init=torch.ones(2))
 
 
 @pytest.mark.parametrize("weights", [uw_weights, imtll_weights])

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..functional.checks import check_scalar
+from ..functional.checks import check_scalar, check_shape, check_tensors
 from ..functional.imtll import imtll_loss_and_weights
 from .names import Shape, as_named_shape
 from .scalarizer import Losses, Scalarizer, default_dtype
@@ -25,7 +25,8 @@ class IMTLL(Scalarizer):
         shape: the shape S of the losses; an int ``n`` means ``(n,)``. Or the names of the tasks, a
             sequence of n strings: then S is ``(n,)``, and a call may also be given the losses by
             name.
-        init: where the logarithms of the scales start.
+        init: where the logarithms of the scales start: a number, or a tensor of shape S, such as
+            minus the logarithm of the first losses where these are far from 1.
         eps: added to every loss, non-negative. A loss that stays at exactly 0, as a hinge loss does
             that is satisfied, raises its weight without end, here to about ``1 / eps``. The default
             only keeps it finite: for such a loss take the size below which it does not matter.
@@ -37,7 +38,8 @@ class IMTLL(Scalarizer):
 
     Raises:
         TypeError: ``shape`` is not an int or a sequence of ints or of names.
-        ValueError: ``shape`` has a negative entry or a name twice, or ``eps`` is negative.
+        ValueError: ``shape`` has a negative entry or a name twice, ``init`` is not of that
+            shape, or ``eps`` is negative.
 
     References:
         Liu, Li, Kuang, Xue, Chen, Yang, Liao and Zhang. Towards Impartial Multi-Task Learning.
@@ -66,17 +68,19 @@ class IMTLL(Scalarizer):
         self,
         shape: Shape,
         *,
-        init: float = 0.0,
+        init: float | Tensor = 0.0,
         eps: float = 1e-30,
         process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         check_scalar("eps", eps)
         super().__init__(process_group, shape)
-        self.init = init
+        self.log_scale = nn.Parameter(torch.zeros(as_named_shape(shape), dtype=default_dtype()))
+        if isinstance(init, Tensor) and init.ndim > 0:
+            check_tensors(None, init=init)
+            check_shape("init", init, self.log_scale.shape, "shape")
+        self.init = init.detach().clone() if isinstance(init, Tensor) else init
         self.eps = eps
-        self.log_scale = nn.Parameter(
-            torch.full(as_named_shape(shape), init, dtype=default_dtype())
-        )
+        self.reset()
 
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
         if not isinstance(losses, Tensor):
@@ -89,7 +93,7 @@ class IMTLL(Scalarizer):
 
     def reset(self) -> None:
         with torch.no_grad():
-            self.log_scale.fill_(self.init)
+            self.log_scale.copy_(torch.as_tensor(self.init))
         self._weights = None
 
     def __repr__(self) -> str:

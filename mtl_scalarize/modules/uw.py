@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..functional.checks import check_scalar
+from ..functional.checks import check_scalar, check_shape, check_tensors
 from ..functional.uw import halved, uw_loss_and_scale
 from .names import Shape, as_named_shape
 from .scalarizer import Losses, Scalarizer, default_dtype
@@ -26,7 +26,8 @@ class UW(Scalarizer):
         shape: the shape S of the losses; an int ``n`` means ``(n,)``. Or the names of the tasks, a
             sequence of n strings: then S is ``(n,)``, and a call may also be given the losses by
             name.
-        init: where the log-variances start. The paper finds the result robust to it.
+        init: where the log-variances start: a number, or a tensor of shape S, such as the logarithm
+            of the first losses where these are far from 1.
         eps: added to every loss, non-negative. A loss that stays at exactly 0, as a hinge loss does
             that is satisfied, raises its weight without end, here to about ``0.5 / eps``. The
             default only keeps it finite: for such a loss take the size below which it does not
@@ -39,7 +40,8 @@ class UW(Scalarizer):
 
     Raises:
         TypeError: ``shape`` is not an int or a sequence of ints or of names.
-        ValueError: ``shape`` has a negative entry or a name twice, or ``eps`` is negative.
+        ValueError: ``shape`` has a negative entry or a name twice, ``init`` is not of that
+            shape, or ``eps`` is negative.
 
     References:
         Kendall, Gal and Cipolla. Multi-Task Learning Using Uncertainty to Weigh Losses for Scene
@@ -68,15 +70,19 @@ class UW(Scalarizer):
         self,
         shape: Shape,
         *,
-        init: float = 0.0,
+        init: float | Tensor = 0.0,
         eps: float = 1e-30,
         process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         check_scalar("eps", eps)
         super().__init__(process_group, shape)
-        self.init = init
+        self.log_var = nn.Parameter(torch.zeros(as_named_shape(shape), dtype=default_dtype()))
+        if isinstance(init, Tensor) and init.ndim > 0:
+            check_tensors(None, init=init)
+            check_shape("init", init, self.log_var.shape, "shape")
+        self.init = init.detach().clone() if isinstance(init, Tensor) else init
         self.eps = eps
-        self.log_var = nn.Parameter(torch.full(as_named_shape(shape), init, dtype=default_dtype()))
+        self.reset()
 
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
         if not isinstance(losses, Tensor):
@@ -93,7 +99,7 @@ class UW(Scalarizer):
 
     def reset(self) -> None:
         with torch.no_grad():
-            self.log_var.fill_(self.init)
+            self.log_var.copy_(torch.as_tensor(self.init))
         self._weights = None
 
     def __repr__(self) -> str:
