@@ -819,6 +819,37 @@ def test_losses_in_half_precision_are_reduced_in_single(group: Group) -> None:
     torch.testing.assert_close(losses.grad, torch.tensor([3.0, 1.0], dtype=torch.bfloat16))
 
 
+@pytest.mark.parametrize("reduced_by", ["all_reduce_losses", "all_reduce_losses_and_mask"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mask": torch.tensor([True, True, True, False])},
+        {"mask": None, "count": torch.tensor([3, 1, 2, 0])},
+        {"mask": torch.tensor([True, True, True, False]), "count": 8},
+    ],
+    ids=["all present", "mask", "count", "both"],
+)
+def test_a_rank_alone_keeps_its_losses(
+    options: dict[str, Any], reduced_by: str, group: Group
+) -> None:
+    """Those that are not finite, too, with their gradients; and of an absent task nothing."""
+    losses = torch.tensor([torch.nan, torch.inf, -torch.inf, torch.nan], requires_grad=True)
+    present = torch.tensor([True, True, True, not options])
+    if reduced_by == "all_reduce_losses":
+        reduced, mask = all_reduce_losses(losses, group, **options), None
+        expected = losses.detach()
+    else:
+        reduced, mask = mtl_scalarize.distributed.all_reduce_losses_and_mask(
+            losses, group, **{"mask": None, **options}
+        )
+        expected = torch.where(present, losses.detach(), 0.0)
+    assert mask is None if not options or reduced_by == "all_reduce_losses" else mask.equal(present)
+    torch.testing.assert_close(reduced, expected, rtol=0, atol=0, equal_nan=True)
+    reduced.sum().backward()
+    torch.testing.assert_close(losses.grad, present.float(), rtol=0, atol=0)
+
+
 # Any number of ranks, one after the other in this process.
 
 

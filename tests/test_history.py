@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from matplotlib.colors import LogNorm, Normalize
 from torch import Tensor
 
 from mtl_scalarize import DWA, FAMO, UW, History
@@ -122,28 +123,71 @@ def test_nothing_recorded_is_empty() -> None:
     assert (
         history.losses.shape == history.weights.shape == history.normalized_losses.shape == (0, 2)
     )
-    assert {name: len(column) for name, column in history.to_dict().items()}["weight/b"] == 0
+    columns = history.to_dict()
+    assert {len(column) for column in columns.values()} == {0}
+    assert columns["step"].dtype == "int64"
 
 
-@pytest.mark.parametrize("tasks", [2, 10, 11, 40])
-def test_the_plot_shows_every_task_in_three_panels(tasks: int) -> None:
+PANELS = ["weight", "loss", "loss / first loss"]
+
+
+def values_of(history: History) -> list[Tensor]:
+    return [history.weights, history.losses, history.normalized_losses]
+
+
+@pytest.mark.parametrize("tasks", [2, 10])
+def test_up_to_ten_tasks_are_lines(tasks: int) -> None:
     history = history_of(tasks)
     recorded(history, 20)
     figure = history.plot()
     figure.draw_without_rendering()
-    panels = [axis for axis in figure.axes if axis.get_label() != "<colorbar>"]
-    assert len(panels) == 3
-    assert panels[-1].get_xlabel() == "step"
-    for axis in panels:
-        if tasks <= 10:
-            assert [line.get_label() for line in axis.lines] == list(history.names)
-            torch.testing.assert_close(torch.tensor(axis.lines[0].get_xdata()), torch.arange(20))
-        else:
-            assert [label.get_text() for label in axis.get_yticklabels()] == list(history.names)
-    if tasks <= 10:
-        torch.testing.assert_close(
-            torch.tensor(panels[1].lines[-1].get_ydata()), history.losses[:, -1]
-        )
+    assert [axis.get_ylabel() for axis in figure.axes] == PANELS
+    assert [axis.get_xlabel() for axis in figure.axes] == ["", "", "step"]
+    assert {axis.get_yscale() for axis in figure.axes} == {"log"}
+    for axis, values in zip(figure.axes, values_of(history), strict=True):
+        assert [line.get_label() for line in axis.lines] == list(history.names)
+        for line, column in zip(axis.lines, values.T, strict=True):
+            assert line.get_xdata().tolist() == list(range(20))
+            torch.testing.assert_close(torch.tensor(line.get_ydata()), column)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(history.names)
+
+
+@pytest.mark.parametrize("tasks", [11, 40])
+def test_more_tasks_are_the_rows_of_heat_maps(tasks: int) -> None:
+    history = history_of(tasks, capacity=8)
+    recorded(history, 20)  # of which every fourth is kept
+    history.scalarizer(2 * torch.ones(tasks))
+    history.record(torch.tensor([0.0, torch.nan, *[3.0] * (tasks - 2)]))
+    figure = history.plot()
+    figure.draw_without_rendering()
+    maps, bars = figure.axes[:3], figure.axes[3:]
+    assert [bar.get_ylabel() for bar in bars] == PANELS
+    assert not figure.legends
+    for axis, bar, values in zip(maps, bars, values_of(history), strict=True):
+        assert [label.get_text() for label in axis.get_yticklabels()] == list(history.names)
+        assert axis.get_yticks().tolist() == [row + 0.5 for row in range(tasks)]
+        assert axis.yaxis_inverted()
+        (mesh,) = axis.collections
+        assert bar._colorbar.mappable is mesh
+        assert abs(bar.get_position().y0 - axis.get_position().y0) < 0.05  # beside its map
+        drawn = torch.tensor(mesh.get_array().filled(torch.nan))
+        torch.testing.assert_close(drawn, values.T, equal_nan=True)
+        assert mesh.get_coordinates()[0, :, 0].tolist() == [0, 4, 8, 12, 16, 20, 24]
+        shown = values[values > 0]
+        assert isinstance(mesh.norm, LogNorm)
+        assert (mesh.norm.vmin, mesh.norm.vmax) == (shown.min().item(), shown.max().item())
+
+
+def test_losses_that_are_not_positive_are_drawn_on_a_linear_scale() -> None:
+    for tasks in (2, 11):
+        history = history_of(tasks)
+        history.record(-torch.ones(tasks))
+        figure = history.plot()
+        figure.draw_without_rendering()
+        axis = figure.axes[1]
+        assert axis.get_yscale() == "linear"
+        assert all(type(mesh.norm) is Normalize for mesh in axis.collections)
 
 
 def test_names_in_a_tall_plot_do_not_overlap() -> None:

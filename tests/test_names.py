@@ -82,6 +82,14 @@ def test_nothing_by_name_is_a_batch_without_any_task(method: Method) -> None:
     assert BY_NAME[method.name](NAMES)({}) == 0
 
 
+def test_everything_is_on_the_device_of_the_losses() -> None:
+    scalarizer = UW(NAMES).to("meta")
+    assert scalarizer.task_names.dtype == torch.uint8
+    for losses in ({}, {"depth": torch.ones((), device="meta")}):
+        assert scalarizer(losses).device.type == "meta"
+        assert scalarizer.weights.device.type == "meta"
+
+
 def test_losses_of_several_dtypes_take_the_widest() -> None:
     losses = {"depth": torch.tensor(2.0).half(), "normals": torch.tensor(1.0).double()}
     assert UW(NAMES)(losses).dtype == torch.float64
