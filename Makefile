@@ -1,6 +1,7 @@
 # make demo: install what the demo needs and run it.   make test: lint, types, all tests.
 # make mutants: how many deliberate faults the tests notice; hours.
 # make bench: every benchmark, and bench.json.   make dist: wheel and sdist, checked and tried.
+# make docs: the guides and the API reference, in build/docs/index.html.
 # PYTHON chooses the interpreter that .venv is made with: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version(
 BIN := .venv/bin
 VENV := .venv/made-with-python-$(VERSION)
 
-.PHONY: bench clean demo dist lint mutants test types
+.PHONY: bench clean demo dist docs lint mutants test types
 
 demo: .venv/installed-demo
 	$(BIN)/python examples/digits.py $(DEMO)
@@ -32,6 +33,9 @@ lint: .venv/installed-test
 
 types: .venv/installed-test
 	$(BIN)/mypy
+
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
 
 # Build, check, install into an empty environment, and run the README's first example there.
 dist: .venv/installed-dist

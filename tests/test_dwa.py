@@ -173,3 +173,32 @@ def test_an_average_of_zero_is_a_rate_of_zero_and_then_none() -> None:
     expected = 2 * torch.softmax(torch.tensor([0.0, 0.5]), 0)
     torch.testing.assert_close(epoch(scalarizer, [3.0, 1.0]), expected)
     assert epoch(scalarizer, [1.0, 1.0]).tolist() == [1.0, 1.0]
+
+
+def trained() -> DWA:
+    scalarizer = DWA()
+    for losses in ([4.0, 1.0], [2.0, 0.9]):
+        epoch(scalarizer, losses)
+    return scalarizer
+
+
+def test_without_shape_it_refuses_complex_averages_by_name() -> None:
+    state = trained().state_dict()
+    with pytest.raises(RuntimeError, match="`last` should be a floating-point tensor"):
+        DWA().load_state_dict({**state, "last": state["last"].cfloat()})
+
+
+def test_weights_have_the_dtype_of_a_state_that_was_assigned() -> None:
+    state = trained().double().state_dict()
+    scalarizer = DWA(shape=2)
+    scalarizer.load_state_dict(state, assign=True)
+    assert scalarizer(torch.ones(2)).dtype == torch.float64
+    torch.testing.assert_close(scalarizer.weights, dwa_weights(state["last"], state["previous"]))
+
+
+def test_without_shape_it_may_load_in_inference_mode() -> None:
+    state, scalarizer = trained().state_dict(), DWA()
+    with torch.inference_mode():
+        scalarizer.load_state_dict(state)
+    epoch(scalarizer, [1.0, 1.0])
+    assert scalarizer.last.tolist() == [1.0, 1.0]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtl_scalarize import FAMO, famo_combine, famo_delta, famo_init, famo_update, famo_weights
 from mtl_scalarize.functional.adam import adam_step
@@ -196,3 +196,21 @@ def test_the_fall_of_a_loss_below_its_bound_is_not_a_number() -> None:
     before, after = torch.tensor([-1.0, 1.0, -1.0]), torch.tensor([1.0, -1.0, -2.0])
     assert famo_delta(before, after).isnan().all()
     assert famo_delta(before, after, min_losses=-3.0).isfinite().all()
+
+
+def test_an_absent_task_weighs_nothing_beside_one_that_is_below_its_bound() -> None:
+    losses, mask = torch.tensor([7.0, -1.0]), torch.tensor([False, True])
+    scalarizer = FAMO(2)
+    assert scalarizer(losses, mask).isnan()
+    for weights in (scalarizer.weights, famo_weights(losses, torch.zeros(2), mask=mask)):
+        assert weights[0] == 0
+        assert weights[1].isnan()
+
+
+def test_a_state_that_a_model_refuses_is_no_call() -> None:
+    scalarizer = FAMO(1)
+    model = nn.ModuleDict({"scalarizer": scalarizer})
+    with pytest.raises(RuntimeError, match="should have shape"):
+        model.load_state_dict({**model.state_dict(), "scalarizer.logits": torch.ones(2)})
+    with pytest.raises(ValueError, match="Found no call so far"):
+        scalarizer.update(torch.ones(1))

@@ -113,7 +113,7 @@ def famo_weights(
     """
     distance, share = _distance_and_share(losses, logits, min_losses, mask)
     scaled = share * _common_factor(distance.detach(), mask)
-    return scaled / _total(scaled / distance, mask) / distance
+    return fill_absent(mask, scaled / _total(scaled / distance, mask) / distance, 0.0)
 
 
 def famo_combine(
@@ -264,7 +264,8 @@ def famo_loss_and_weights(
     fixed = distance.detach()
     scaled = share * _common_factor(fixed, mask)
     scaled = scaled / _total(scaled.detach() / fixed, mask)
-    return sum_of_products(scaled, torch.log(distance)), scaled.detach() / fixed
+    weights = fill_absent(mask, scaled.detach() / fixed, 0.0)
+    return sum_of_products(scaled, torch.log(distance)), weights
 
 
 def _distance(losses: Tensor, min_losses: float | Tensor) -> Tensor:

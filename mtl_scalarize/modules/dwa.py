@@ -171,12 +171,16 @@ class DWA(Scalarizer):
     ) -> None:
         last, had_shape = state_dict.get(prefix + "last"), self._has_shape()
         if isinstance(last, Tensor) and not had_shape:
-            self._register(dwa_init(last.shape, dtype=last.dtype, device=last.device))
+            dtype = last.dtype if last.is_floating_point() else default_dtype()  # to be refused
+            with torch.inference_mode(False):  # or it could not be trained on
+                self._register(dwa_init(last.shape, dtype=dtype, device=last.device))
         missing_keys, _, error_msgs = args[-3:]
         complaints = len(missing_keys) + len(error_msgs)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if not had_shape and len(missing_keys) + len(error_msgs) > complaints:
             self._register(None)
+        elif self._has_shape():
+            self.epoch_weights = self.epoch_weights.to(self.last)  # `assign` may have changed it
         self._reweigh()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DWA":

@@ -196,9 +196,12 @@ class FAMO(Scalarizer):
         self.__dict__["_has_previous"] = True
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        error_msgs = args[-1]
+        complaints = len(error_msgs)
         super()._load_from_state_dict(*args, **kwargs)
-        self._has_previous = True  # or nan, in a checkpoint from before the first call
-        self._own_mask = None
+        if len(error_msgs) == complaints:
+            self._has_previous = True  # or nan, in a checkpoint from before the first call
+            self._own_mask = None
 
     def __repr__(self) -> str:
         amortized = ", amortized=True" if self.amortized else ""
