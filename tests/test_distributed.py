@@ -472,6 +472,46 @@ def mask_on_the_first_rank_only() -> Tensor:
     return all_reduce_losses(torch.ones(TASKS), mask=mask)
 
 
+NAMED: dict[str, Callable[..., Scalarizer]] = {
+    "UW": UW,
+    "IMTLL": IMTLL,
+    "DWA": lambda names, **options: DWA(shape=names, **options),
+    "FAMO": FAMO,
+    "FAMO amortized": functools.partial(FAMO, amortized=True),
+}
+
+
+def by_name_and_by_mask(method: str) -> list[State]:
+    """On each rank another task is missing, and in one step on the first rank none."""
+    names, rank = [f"task {i}" for i in range(TASKS)], dist.get_rank()
+    named = NAMED[method](names, process_group=dist.group.WORLD)
+    positional = METHODS[method](process_group=dist.group.WORLD)
+    for step in range(6):
+        losses = 0.1 + torch.rand(TASKS, generator=drawn(step, rank))
+        present = torch.arange(TASKS) != (step + rank) % TASKS
+        if step == 3 and rank == 0:
+            present = torch.ones(TASKS, dtype=torch.bool)
+        given = {name: losses[i] for i, name in enumerate(names) if present[i]}
+        named(given)
+        positional(losses, present)
+        assert named.weights.equal(positional.weights)
+        for scalarizer in (named, positional):
+            if isinstance(scalarizer, DWA):
+                scalarizer.step()
+        if isinstance(named, FAMO) and not named.amortized:
+            named.update({name: 0.9 * loss for name, loss in given.items()})
+            positional.update(0.9 * losses)
+    states = [dict(scalarizer.state_dict()) for scalarizer in (named, positional)]
+    del states[0]["task_names"]
+    return states
+
+
+@pytest.mark.parametrize("method", NAMED)
+def test_losses_by_name_may_differ_between_ranks(method: str, ranks: Ranks) -> None:
+    for named, positional in ranks.run(by_name_and_by_mask, method, ranks=2):
+        assert_identical([named, positional])
+
+
 def test_a_mask_on_one_rank_only_does_not_go_unnoticed(ranks: Ranks) -> None:
     """Gloo ends the job or the process, by which of the two messages comes first."""
     outcomes = ranks.outcomes(mask_on_the_first_rank_only, ranks=2)
