@@ -34,9 +34,9 @@ from mtl_scalarize import (
 
 mpmath.mp.dps = 360  # decimal digits: the smallest number keeps some beside FAMO's eps
 
-#: What is allowed of each function, in ulps. The largest seen in 10,000 examples of each: 2.4
-#: (UW, IMTL-L), 3.0 (FAMO's delta), 13 (its weights and scalar), 0.5 and 2 (DWA).
-LEARNED, DELTA, FAMO_ULPS, DWA_ULPS = 4, 4, 20, 3
+#: What is allowed of each function, in ulps. FAMO's logits are up to 40 apart here, and an exponent
+#: of 40 carries its own rounding into its exponential.
+LEARNED, DELTA, FAMO_ULPS, DWA_ULPS = 4, 4, 60, 3
 
 FULL = [torch.float32, torch.float64]
 HALF = [torch.float16, torch.bfloat16]
@@ -163,8 +163,7 @@ def test_famo_combine_and_weights(
         assert ulps(scalar.item(), sum(terms), sum(sizes), dtype=dtype) <= FAMO_ULPS
     for found in (gradient, famo_weights(losses, logits, mask=mask)):
         for number, ratio in zip(found.tolist(), ratios, strict=True):
-            # An exponent of up to 40 carries its own rounding into its exponential.
-            assert ulps(number, c * ratio, dtype=dtype) <= FAMO_ULPS + 40
+            assert ulps(number, c * ratio, dtype=dtype) <= FAMO_ULPS
 
 
 @pytest.mark.parametrize("dtype", FULL, ids=str)
