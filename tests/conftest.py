@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import settings
 
+collect_ignore = ["typing_sample.py"]  # no module of tests: it is wrong on purpose
+
 # A loaded machine is not a failing property.
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.register_profile("long", parent=settings.get_profile("default"), max_examples=10_000)

@@ -35,7 +35,7 @@ def mypy() -> list[int]:
 
 
 def pyright() -> list[int]:
-    found = run("pyright", "--outputjson", SAMPLE)
+    found = run("pyright", "--outputjson", "--pythonpath", sys.executable, SAMPLE)
     if not found.startswith("{"):  # it comes from npm on its first run
         pytest.skip(f"pyright does not run here: {found.strip().splitlines()[-1]}")
     reports = json.loads(found)["generalDiagnostics"]
