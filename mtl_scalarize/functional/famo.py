@@ -193,7 +193,8 @@ def famo_delta(before: Tensor, after: Tensor, min_losses: float | Tensor = 0.0) 
     # log(x / y) as an area hyperbolic sine of x - y, for the difference of the logarithms of two
     # almost equal losses keeps none of their digits, and x / y may overflow.
     root = torch.sqrt(_distance(before, min_losses)) * torch.sqrt(_distance(after, min_losses))
-    return 2.0 * torch.asinh(0.5 * ((before - after) / root))
+    half = constant(0.5, root) * ((before - after) / root)
+    return constant(2.0, root) * torch.asinh(half)
 
 
 def famo_update(

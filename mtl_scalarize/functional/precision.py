@@ -35,7 +35,18 @@ def _constants() -> dict[tuple[float, torch.dtype], Tensor]:
         return {
             (value, dtype): torch.tensor(value, dtype=dtype, device="cpu")
             for dtype in _FULL
-            for value in (0.0, 1e-30, 1e-8, 0.9, 0.999, 1.0, torch.nan, torch.finfo(dtype).min)
+            for value in (
+                0.0,
+                1e-30,
+                1e-8,
+                0.5,
+                0.9,
+                0.999,
+                1.0,
+                2.0,
+                torch.nan,
+                torch.finfo(dtype).min,
+            )
         }
 
 
