@@ -88,7 +88,7 @@ def all_reduce_losses_and_mask(
 
 def _straight_through(own: Tensor) -> Tensor:
     """Nothing as value, the gradient of ``own``; a loss that is not finite stays what it is."""
-    return own - torch.nan_to_num(own.detach(), nan=0.0, posinf=0.0, neginf=0.0)
+    return own - torch.nan_to_num(own.detach())
 
 
 def _weight(losses: Tensor, mask: Tensor | None, count: float | Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from mtl_scalarize import DWA, FAMO, UW, History
@@ -149,7 +150,10 @@ def test_up_to_ten_tasks_are_lines(tasks: int) -> None:
         for line, column in zip(axis.lines, values.T, strict=True):
             assert line.get_xdata().tolist() == list(range(20))
             torch.testing.assert_close(torch.tensor(line.get_ydata()), column)
+    assert figure.get_size_inches().tolist() == [8, 9]
+    assert isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine)
     (legend,) = figure.legends
+    assert legend.get_window_extent().x0 > figure.axes[0].get_window_extent().x1  # beside them
     assert [text.get_text() for text in legend.get_texts()] == list(history.names)
 
 
@@ -164,6 +168,9 @@ def test_more_tasks_are_the_rows_of_heat_maps(tasks: int) -> None:
     maps, bars = figure.axes[:3], figure.axes[3:]
     assert [bar.get_ylabel() for bar in bars] == PANELS
     assert not figure.legends
+    assert figure.get_size_inches().tolist() == pytest.approx([8, 0.35 * tasks])
+    assert isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine)
+    assert figure.axes[0].get_shared_x_axes().joined(figure.axes[0], figure.axes[2])
     for axis, bar, values in zip(maps, bars, values_of(history), strict=True):
         assert [label.get_text() for label in axis.get_yticklabels()] == list(history.names)
         assert axis.get_yticks().tolist() == [row + 0.5 for row in range(tasks)]
@@ -214,6 +221,12 @@ def test_a_missing_package_gets_the_line_that_installs_it(
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=f"This needs {package}: pip install {package}$"):
         getattr(history_of(2), method)()
+
+
+def test_two_steps_are_a_history() -> None:
+    history = history_of(1, capacity=2)
+    recorded(history, 5)
+    assert history.to_dict()["step"].tolist() == [0, 4]
 
 
 @pytest.mark.parametrize("capacity", [0, -2, 3])

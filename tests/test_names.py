@@ -8,7 +8,7 @@ import torch
 from methods import METHODS, Method, learn
 from torch import Tensor
 
-from mtl_scalarize import DWA, FAMO, IMTLL, UW, Scalarizer
+from mtl_scalarize import DWA, FAMO, IMTLL, UW, History, Scalarizer
 
 NAMES = ["segmentation", "depth", "normals"]
 TURNED = ["normals", "segmentation", "depth"]
@@ -71,11 +71,19 @@ def test_update_takes_names_too() -> None:
     torch.testing.assert_close(named.state, positional.state, rtol=0, atol=0)
 
 
-def test_a_mask_may_come_on_top() -> None:
-    scalarizer = UW(NAMES)
+def test_a_mask_may_come_on_top(method: Method) -> None:
+    scalarizer = BY_NAME[method.name](NAMES)
+    history = History(scalarizer)
     losses = {"segmentation": torch.tensor(1.0), "depth": torch.tensor(2.0)}
-    scalarizer(losses, torch.tensor([True, False, True]))
-    assert scalarizer.weights.tolist() == [0.5, 0.0, 0.0]
+    mask = torch.tensor([True, False, True])
+    scalarizer(losses, mask)
+    history.record(losses, mask)
+    assert (scalarizer.weights > 0).tolist() == [True, False, False]
+    assert history.losses.isnan().tolist() == [[False, True, True]]
+    if isinstance(scalarizer, FAMO) and not scalarizer.amortized:
+        scalarizer({**losses, "normals": torch.tensor(3.0)})
+        scalarizer.update(losses, mask)
+        assert scalarizer.step.tolist() == [1, 0, 0]
 
 
 def test_nothing_by_name_is_a_batch_without_any_task(method: Method) -> None:
