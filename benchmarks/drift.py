@@ -5,7 +5,7 @@ Both are given the same losses, four noisy curves that fall from 1e3 to 1e-3 and
 its own pace; FAMO learns from a second loss a little below each, and an epoch of DWA has 100
 batches. Printed, and drawn over the steps, is the largest relative difference of any weight so far.
 
-    python benchmarks/drift.py --out drift.png        # 10 minutes
+    python benchmarks/drift.py --out drift.png        # 10 minutes; the picture is beside this file
 
 FAMO: 3.7e-06 after 1,000,000 steps
 DWA: 1.0e-07 after 1,000,000 steps
