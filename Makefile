@@ -15,7 +15,7 @@ demo: .venv/installed-demo
 	$(BIN)/python examples/digits.py $(DEMO)
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --numprocesses auto $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(or $(PYTEST),--cov)
 
 # One after the other, on a machine with nothing else to do.
 bench: .venv/installed-test

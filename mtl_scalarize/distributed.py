@@ -4,8 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .functional.checks import check_tensors
-from .functional.precision import at_least_float32
+from .functional.checks import check_scalar_or_shape, check_tensors
+from .functional.precision import at_least_float32, scalar_in
 from .functional.presence import fill_absent
 
 
@@ -43,9 +43,10 @@ def all_reduce_losses(
         nan, with no gradient: mask it by ``~losses.isnan()``.
 
     Raises:
-        TypeError: ``losses`` is not a floating-point tensor.
-        ValueError: ``mask`` is not boolean or not of shape S, ``count`` is neither a number nor of
-            shape S, or no process group is initialised.
+        TypeError: ``losses`` is not a floating-point tensor, or ``count`` neither a number nor a
+            tensor.
+        ValueError: ``mask`` is not boolean, it or ``count`` is not of shape S, or no process group
+            is initialised.
 
     Example:
         >>> import tempfile
@@ -93,15 +94,9 @@ def _straight_through(own: Tensor) -> Tensor:
 
 def _weight(losses: Tensor, mask: Tensor | None, count: float | Tensor | None) -> Tensor:
     """How much each loss of this rank counts in the mean."""
-    if isinstance(count, Tensor) and count.ndim > 0:
-        if count.shape != losses.shape:
-            raise ValueError(
-                f"`count` should be a number or have shape {tuple(losses.shape)}, the shape of "
-                f"`losses`. Found `count.shape = {tuple(count.shape)}`."
-            )
-        weight = count.to(losses.dtype)
-    else:
-        weight = torch.ones_like(losses.detach()) * (1.0 if count is None else count)
+    count = 1.0 if count is None else count
+    check_scalar_or_shape("count", count, losses.shape, "losses")
+    weight = torch.ones_like(losses.detach()) * scalar_in(losses.dtype, count)
     return fill_absent(mask, weight, 0.0)
 
 

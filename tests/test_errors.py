@@ -167,11 +167,6 @@ OTHERS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         "`min_losses` should be a .* Found a list",
     ),
-    "FAMO, integer min_losses": (
-        lambda: FAMO(3, torch.zeros(3, dtype=torch.int64)),
-        TypeError,
-        "`min_losses` should be a .* torch.int64",
-    ),
     "famo_combine, min_losses (1,)": (
         lambda: famo_combine(L, L, torch.zeros(1)),
         ValueError,

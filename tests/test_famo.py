@@ -138,6 +138,7 @@ def test_min_losses_is_a_number_or_a_tensor(bounds: float | Tensor) -> None:
         torch.testing.assert_close(function(losses, logits, bounds), expected)
     expected = famo_delta(losses - 0.5, losses)
     torch.testing.assert_close(famo_delta(losses, losses + 0.5, bounds), expected)
+    assert FAMO(2, bounds).min_losses.tolist() == [0.5, 0.5]
 
 
 def test_min_losses_keeps_the_precision_it_was_given_in() -> None:

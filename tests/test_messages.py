@@ -97,9 +97,19 @@ MESSAGES: list[tuple[Callable[[], object], type[Exception], str]] = [
         "Found `min_losses.shape = (2,)`.",
     ),
     (
-        lambda: FAMO(3, 0.5),
+        lambda: FAMO(3, "0.5"),
         TypeError,
-        "`min_losses` should be a floating-point tensor. Found a float.",
+        "`min_losses` should be a number or a tensor. Found a str.",
+    ),
+    (
+        lambda: FAMO(3, torch.ones(3, dtype=torch.complex64)),
+        TypeError,
+        "`min_losses` should be real. Found `min_losses.dtype = torch.complex64`.",
+    ),
+    (
+        lambda: UW(3, init=[0.0, 0.0, 0.0]),
+        TypeError,
+        "`init` should be a number or a tensor. Found a list.",
     ),
     (
         lambda: dwa_weights(L, L, torch.ones(1)),
@@ -278,8 +288,7 @@ def test_the_messages_of_a_process_group(
     with pytest.raises(ValueError) as caught:  # noqa: PT011  # the match is exact
         all_reduce_losses(L, alone, count=torch.ones(2))
     assert str(caught.value) == (
-        "`count` should be a number or have shape (3,), the shape of `losses`. "
-        "Found `count.shape = (2,)`."
+        "`count` should have shape (3,), the shape of `losses`. Found `count.shape = (2,)`."
     )
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         all_reduce_losses(L, 3)
@@ -290,8 +299,8 @@ def test_the_messages_of_a_process_group(
     with pytest.warns(UserWarning, match="no process group") as seen:
         DWA()(L)
     assert [str(warning.message) for warning in seen] == [
-        "DWA has no process group: each of the 2 ranks balances by its own losses, and their "
-        "states drift apart. Pass `process_group=torch.distributed.group.WORLD`."
+        "DWA has no process group: each of the 2 ranks balances by its own losses alone. "
+        "Pass `process_group=torch.distributed.group.WORLD`."
     ]
 
 

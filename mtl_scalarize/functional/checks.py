@@ -65,6 +65,17 @@ def check_scalar(name: str, value: float | Tensor, *, positive: bool = False) ->
         raise ValueError(f"`{name}` should be {expected}. Found `{name} = {value}`.")
 
 
+def check_scalar_or_shape(name: str, value: float | Tensor, shape: torch.Size, owner: str) -> None:
+    """Check what is one number for all tasks, or one for each in a tensor of ``shape``."""
+    if not isinstance(value, (Tensor, int, float)):
+        raise TypeError(f"`{name}` should be a number or a tensor. Found a {type(value).__name__}.")
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            raise TypeError(f"`{name}` should be real. Found `{name}.dtype = {value.dtype}`.")
+        if value.ndim > 0:
+            check_shape(name, value, shape, owner)
+
+
 def as_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
     """The shape that ``shape`` stands for: an int ``n`` means ``(n,)``."""
     sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)

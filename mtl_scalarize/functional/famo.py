@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .adam import adam_step
-from .checks import as_shape, check_scalar, check_shape, check_tensors
+from .checks import as_shape, check_scalar, check_scalar_or_shape, check_tensors
 from .precision import at_least_float32, constant, in_common_dtype, scalar_in
 from .presence import fill_absent, measured, softmax, sum_of_products
 
@@ -271,12 +271,7 @@ def famo_loss_and_weights(
 
 def _distance(losses: Tensor, min_losses: float | Tensor) -> Tensor:
     """How far the losses are above their lower bounds."""
-    if not isinstance(min_losses, (Tensor, int, float)):
-        raise TypeError(
-            f"`min_losses` should be a number or a tensor. Found a {type(min_losses).__name__}."
-        )
-    if isinstance(min_losses, Tensor) and min_losses.ndim > 0:
-        check_shape("min_losses", min_losses, losses.shape, "losses")
+    check_scalar_or_shape("min_losses", min_losses, losses.shape, "losses")
     return losses - scalar_in(losses.dtype, min_losses) + constant(EPS, losses)
 
 

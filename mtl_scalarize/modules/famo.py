@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..functional.checks import check_scalar, check_shape, check_tensors
+from ..functional.checks import check_scalar, check_scalar_or_shape, check_tensors
 from ..functional.famo import (
     FAMOState,
     famo_delta,
@@ -44,7 +44,7 @@ class FAMO(Scalarizer):
         shape: the shape S of the losses; an int ``n`` means ``(n,)``. Or the names of the tasks, a
             sequence of n strings: then S is ``(n,)``, and a call may also be given the losses by
             name.
-        min_losses: the lower bounds :math:`b`, of shape S. None: zeros.
+        min_losses: the lower bounds :math:`b`, of shape S, or one number for all. None: 0.
         lr: learning rate of the logits, non-negative. The paper uses 0.025.
         weight_decay: pull of the logits to 0, non-negative. The default is that of the paper's
             Algorithm 2; the official code uses 1e-5.
@@ -56,8 +56,8 @@ class FAMO(Scalarizer):
             each rank by itself.
 
     Raises:
-        TypeError: ``shape`` is not an int or a sequence of ints or of names, or ``min_losses`` not
-            a floating-point tensor.
+        TypeError: ``shape`` is not an int or a sequence of ints or of names, or ``min_losses``
+            neither a number nor a tensor.
         ValueError: ``shape`` has a negative entry or a name twice, ``min_losses`` is not of that
             shape, or ``lr`` or ``weight_decay`` is negative.
 
@@ -91,7 +91,7 @@ class FAMO(Scalarizer):
     def __init__(
         self,
         shape: Shape,
-        min_losses: Tensor | None = None,
+        min_losses: float | Tensor | None = None,
         lr: float = 0.025,
         weight_decay: float = 1e-3,
         *,
@@ -101,19 +101,18 @@ class FAMO(Scalarizer):
         check_scalar("lr", lr)
         check_scalar("weight_decay", weight_decay)
         state = famo_init(as_named_shape(shape), dtype=default_dtype())
-        if min_losses is None:
-            min_losses = torch.zeros_like(state.logits)
-        else:
-            check_tensors(None, min_losses=min_losses)
-            check_shape("min_losses", min_losses, state.logits.shape, "shape")
-            min_losses = min_losses.detach().to(at_least_float32(min_losses.dtype), copy=True)
+        bounds = 0.0 if min_losses is None else min_losses
+        check_scalar_or_shape("min_losses", bounds, state.logits.shape, "shape")
+        if not isinstance(bounds, Tensor):
+            bounds = torch.full_like(state.logits, bounds)
+        bounds = bounds.detach().to(at_least_float32(bounds.dtype)).expand_as(state.logits)
         super().__init__(process_group, shape)
         self.lr = lr
         self.weight_decay = weight_decay
         self.amortized = amortized
         for name, value in state._asdict().items():
             self.register_buffer(name, value)
-        self.register_buffer("min_losses", min_losses)
+        self.register_buffer("min_losses", bounds.clone())
         # Not a number where there is none to compare with; `famo_update` passes over such a task.
         self.register_buffer("previous_losses", torch.full_like(state.logits, torch.nan))
         self._has_previous = False

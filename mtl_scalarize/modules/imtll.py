@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..functional.checks import check_scalar, check_shape, check_tensors
+from ..functional.checks import check_scalar, check_scalar_or_shape
 from ..functional.imtll import imtll_loss_and_weights
 from .names import Shape, as_named_shape
 from .scalarizer import Losses, Scalarizer, default_dtype
@@ -37,7 +37,8 @@ class IMTLL(Scalarizer):
             each rank by itself.
 
     Raises:
-        TypeError: ``shape`` is not an int or a sequence of ints or of names.
+        TypeError: ``shape`` is not an int or a sequence of ints or of names, or ``init`` neither a
+            number nor a tensor.
         ValueError: ``shape`` has a negative entry or a name twice, ``init`` is not of that
             shape, or ``eps`` is negative.
 
@@ -75,9 +76,7 @@ class IMTLL(Scalarizer):
         check_scalar("eps", eps)
         super().__init__(process_group, shape)
         self.log_scale = nn.Parameter(torch.zeros(as_named_shape(shape), dtype=default_dtype()))
-        if isinstance(init, Tensor) and init.ndim > 0:
-            check_tensors(None, init=init)
-            check_shape("init", init, self.log_scale.shape, "shape")
+        check_scalar_or_shape("init", init, self.log_scale.shape, "shape")
         self.init = init.detach().clone() if isinstance(init, Tensor) else init
         self.eps = eps
         self.reset()

@@ -141,8 +141,8 @@ class Scalarizer(nn.Module, ABC):
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             warnings.warn(
                 f"{type(self).__name__} has no process group: each of the {dist.get_world_size()} "
-                "ranks balances by its own losses, and their states drift apart. Pass "
-                "`process_group=torch.distributed.group.WORLD`.",
+                "ranks balances by its own losses alone. "
+                "Pass `process_group=torch.distributed.group.WORLD`.",
                 stacklevel=6,  # the caller, behind `forward` and nn.Module's own two frames
             )
 

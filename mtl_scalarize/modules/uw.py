@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..functional.checks import check_scalar, check_shape, check_tensors
+from ..functional.checks import check_scalar, check_scalar_or_shape
 from ..functional.uw import halved, uw_loss_and_scale
 from .names import Shape, as_named_shape
 from .scalarizer import Losses, Scalarizer, default_dtype
@@ -39,7 +39,8 @@ class UW(Scalarizer):
             each rank by itself.
 
     Raises:
-        TypeError: ``shape`` is not an int or a sequence of ints or of names.
+        TypeError: ``shape`` is not an int or a sequence of ints or of names, or ``init`` neither a
+            number nor a tensor.
         ValueError: ``shape`` has a negative entry or a name twice, ``init`` is not of that
             shape, or ``eps`` is negative.
 
@@ -77,9 +78,7 @@ class UW(Scalarizer):
         check_scalar("eps", eps)
         super().__init__(process_group, shape)
         self.log_var = nn.Parameter(torch.zeros(as_named_shape(shape), dtype=default_dtype()))
-        if isinstance(init, Tensor) and init.ndim > 0:
-            check_tensors(None, init=init)
-            check_shape("init", init, self.log_var.shape, "shape")
+        check_scalar_or_shape("init", init, self.log_var.shape, "shape")
         self.init = init.detach().clone() if isinstance(init, Tensor) else init
         self.eps = eps
         self.reset()
