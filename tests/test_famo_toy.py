@@ -105,6 +105,16 @@ def test_all_starts_at_once_are_as_each_alone_with_the_modules(name: str, toy: M
         torch.testing.assert_close(end, x.detach(), rtol=0, atol=tolerance)
 
 
+def test_clip_limits_the_norm_of_the_gradient(toy: ModuleType) -> None:
+    start = toy.Descent(toy.STARTS[2], toy.no_moments(toy.STARTS[2]), ())
+    free, loose, clipped = (
+        toy.take_step(toy.METHODS["plain sum"], clip, start).moments.mean / 0.1
+        for clip in (math.inf, 1e3, 1e-3)
+    )
+    assert torch.equal(free, loose)
+    torch.testing.assert_close(clipped, 1e-3 * free / free.norm())
+
+
 def test_famo_arrives_from_all_starts_and_the_plain_sum_does_not(toy: ModuleType) -> None:
     front = toy.pareto_front()
     famo = toy.distance_to(front, toy.descend(toy.METHODS["FAMO"], toy.STEPS)[-1])
@@ -134,6 +144,8 @@ def test_the_quick_run_prints_a_table_and_draws_a_picture(tmp_path: Path) -> Non
     [
         (["--out", "missing/folder/toy.png"], "argument --out: cannot write"),
         (["--out", "toy.txt"], "argument --out: expected a .png, .pdf or .svg file"),
+        (["--clip", "0"], "argument --clip: expected a number above 0, found '0'"),
+        (["--clip", "one"], "argument --clip: expected a number above 0, found 'one'"),
         (["--fast"], "unrecognized arguments: --fast"),
     ],
 )
