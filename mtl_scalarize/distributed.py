@@ -71,12 +71,11 @@ def all_reduce_losses_and_mask(
     check_tensors(mask, losses=losses)
     group = _initialised(group)
     losses = losses.to(at_least_float32(losses.dtype))
-    local = fill_absent(mask, losses, 0.0)
     if mask is None and count is None:
-        mean = _sum_over_ranks(local.detach(), group) / group.size()
-        return mean + _straight_through(local), None
-    weight = _weight(local, mask, count)
-    local = fill_absent(weight > 0, local, 0.0)  # the mean over no samples is nan
+        mean = _sum_over_ranks(losses.detach(), group) / group.size()
+        return mean + _straight_through(losses), None
+    weight = _weight(losses, mask, count)
+    local = fill_absent(weight > 0, losses, 0.0)  # the mean over no samples is nan
     # Both rows in one collective. The product comes last: inductor reduces in place, and would
     # reuse the memory of a `weight` that was stacked itself.
     both = weight * torch.stack([local.detach(), torch.ones_like(weight)])

@@ -75,16 +75,15 @@ class History:
             return
         if not isinstance(losses, Tensor):
             losses, mask = self.scalarizer._by_position(losses, mask)
-        losses = fill_absent(mask, losses.detach().to(weights.dtype), torch.nan)
         if self._rows is None:
-            self._rows = losses.new_empty(self.capacity, 2, losses.numel())
+            self._rows = weights.new_empty(self.capacity, 2, weights.numel())
         if len(self._steps) == self.capacity:
             half = self.capacity // 2
             self._rows[:half] = self._rows[::2].clone()
             self._steps = self._steps[::2]
             self._stride *= 2  # which divides this step, too
         row = self._rows[len(self._steps)]
-        row[0].copy_(losses.flatten())
+        row[0].copy_(fill_absent(mask, losses.detach(), torch.nan).flatten())
         row[1].copy_(fill_absent(mask, weights, torch.nan).flatten())
         self._steps.append(step)
 
@@ -165,27 +164,20 @@ class History:
             draw(axis, label, values)
         axes[-1].set_xlabel("step")
         if lines:
-            handles, names = axes[0].get_legend_handles_labels()
-            figure.legend(handles, names, loc="outside right upper")
+            figure.legend(handles=axes[0].lines, loc="outside right upper")
         return figure
 
     def _draw_lines(self, axis: Any, label: str, values: Tensor) -> None:
         for name, column in zip(self.names, values.T, strict=True):
             axis.plot(self._steps, column, label=name, linewidth=1.2)
-        if (values > 0).any():
-            axis.set_yscale("log")
+        axis.set_yscale(_scale_of(values))
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
 
     def _draw_map(self, axis: Any, label: str, values: Tensor) -> None:
-        colors = _needed("matplotlib.colors")
-        positive = values[values.isfinite() & (values > 0)]
-        norm = (
-            colors.LogNorm(positive.min().item(), positive.max().item()) if len(positive) else None
-        )
         edges = [*self._steps, self._steps[-1] + self._stride]
-        mesh = axis.pcolormesh(edges, range(len(self.names) + 1), values.T, norm=norm)
-        axis.figure.colorbar(mesh, ax=axis, label=label)
+        mesh = axis.pcolormesh(edges, range(len(self.names) + 1), values.T, norm=_scale_of(values))
+        axis.figure.colorbar(mesh, label=label)
         axis.set_yticks([i + 0.5 for i in range(len(self.names))], self.names, fontsize=6)
         axis.invert_yaxis()
 
@@ -193,6 +185,10 @@ class History:
         if self._rows is None:
             return torch.empty(0, len(self.scalarizer.names or ()))
         return self._rows[: len(self._steps), kind].cpu()
+
+
+def _scale_of(values: Tensor) -> str:
+    return "log" if (values.isfinite() & (values > 0)).any() else "linear"
 
 
 def _needed(module: str) -> Any:

@@ -131,6 +131,37 @@ def test_a_state_that_does_not_fit_is_refused_by_name_and_changes_nothing(
     check()
 
 
+def test_a_misfit_is_found_behind_what_is_missing(method: Method) -> None:
+    state = trained(method, steps=9).state_dict()
+    scalarizer = trained(method)
+    check = unchanged(scalarizer)
+    *_, last = state
+    with pytest.raises(RuntimeError, match=f"`{last}` should be a tensor"):
+        scalarizer.load_state_dict({last: 1.0}, strict=False)
+    check()
+    scalarizer.load_state_dict({last: state[last]}, strict=False)  # the others may be missing
+    torch.testing.assert_close(
+        scalarizer.state_dict()[last], state[last], rtol=0, atol=0, equal_nan=True
+    )
+
+
+def test_what_torch_cannot_copy_is_refused_by_name() -> None:
+    scalarizer = UW(3)
+    check = unchanged(scalarizer)
+    with pytest.raises(RuntimeError, match="log_var"):
+        scalarizer.load_state_dict({"log_var": torch.ones(3, device="meta")})
+    check()
+
+
+def test_dwa_without_shape_takes_none_from_a_misfit_within_a_model() -> None:
+    state = DWA(shape=3).state_dict()
+    state["count"] = 1.0
+    model = nn.ModuleDict({"scalarizer": DWA()})
+    with pytest.raises(RuntimeError, match=r"`scalarizer.count` should be a tensor"):
+        model.load_state_dict({f"scalarizer.{key}": value for key, value in state.items()})
+    assert list(model.state_dict()) == []
+
+
 @pytest.mark.parametrize("damage", [without_a_key, with_another_shape, with_an_unknown_key])
 def test_dwa_without_shape_takes_none_from_a_state_that_does_not_fit(
     damage: Callable[[State], str],

@@ -143,6 +143,24 @@ def test_casting_a_model_down_leaves_the_state_as_it_is(
     assert_same_state(scalarizer, expected)
 
 
+def test_casting_goes_no_lower_than_single(method: Method) -> None:
+    scalarizer = method.make((3,)).double().half()
+    floating = [v for v in scalarizer.state_dict().values() if v.is_floating_point()]
+    assert {v.dtype for v in floating} <= {torch.float32, torch.float64}
+    expected = {name: v.dtype for name, v in method.make((3,)).state_dict().items()}
+    assert {name: v.dtype for name, v in scalarizer.state_dict().items()} == expected
+
+
+def test_casting_may_come_with_another_device(method: Method) -> None:
+    scalarizer = method.make((3,)).to("meta", torch.half)
+    state = scalarizer.state_dict()
+    assert {value.device.type for value in state.values()} <= {"meta"}
+    assert {value.dtype for value in state.values()} <= {torch.float32, torch.float64, torch.int64}
+    scalarizer.to_empty(device="cpu")  # as a model that is made without memory gets some
+    scalarizer.reset()
+    scalarizer(torch.ones(3))
+
+
 def test_casting_to_double_and_back_loses_nothing(method: Method) -> None:
     scalarizer, untouched = (started(method, dtype=torch.float32) for _ in range(2))
     scalarizer.double()
@@ -203,10 +221,10 @@ def test_a_copy_of_a_model_keeps_what_it_shares(method: Method) -> None:
     scalarizer = method.make((3,))
     model = nn.ModuleList([scalarizer, scalarizer])
     scalarizer.model = [model]  # not as a module: round in a circle
-    twin = copy.deepcopy(model)
-    assert twin[0] is twin[1]
-    assert twin[0] is not scalarizer
-    assert twin[0].model[0] is twin
+    for twin in (copy.deepcopy(model), copy.deepcopy(scalarizer).model[0]):
+        assert twin[0] is twin[1]
+        assert twin[0] is not scalarizer
+        assert twin[0].model[0] is twin
 
 
 def test_repr(method: Method) -> None:

@@ -840,7 +840,13 @@ def test_no_group_is_initialised(call: Callable[[Tensor], Tensor]) -> None:
             torch.ones(3),
             {"count": torch.ones(2)},
             ValueError,
-            r"`count` should be a number or have shape \(3,\).* `count.shape = \(2,\)`",
+            r"`count` should have shape \(3,\).* `count.shape = \(2,\)`",
+        ),
+        (
+            torch.ones(3),
+            {"count": [1, 2, 3]},
+            TypeError,
+            "`count` should be a number or a tensor. Found a list",
         ),
     ],
 )
@@ -913,6 +919,7 @@ class Simulated:
         def receive(tensor: Tensor, group: object) -> Tensor:
             return torch.stack(self.sent).sum(0)
 
+        self.sent.clear()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mtl_scalarize.distributed, "_initialised", lambda group: group)
             for collective in (send, receive):
@@ -984,6 +991,66 @@ def test_the_mean_gradient_of_the_ranks_is_that_of_one_process(share: Share) -> 
     torch.testing.assert_close(gradients.mean(0), torch.autograd.grad(uneven(expected), shared)[0])
     numbers = losses.shape[1] * (1 if presence is None and counts is None else 2)
     assert [sent.numel() for sent in group.sent] == [numbers] * len(losses)
+
+
+SOMEWHERE = torch.tensor([[True, True, False], [True, False, False]])
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all present", "masked"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_module_balances_what_the_ranks_have_together(method: str, masked: bool) -> None:
+    """In training; in validation, what the rank has by itself."""
+    group, losses = Simulated(2), torch.tensor([[1.0, 2.0, 3.0], [3.0, 5.0, 1.0]])
+    masks = SOMEWHERE if masked else [None, None]
+    together = of_one_process(losses, SOMEWHERE if masked else None, None).nan_to_num()
+    expected = METHODS[method]()(together, SOMEWHERE.any(0) if masked else None)
+    for scalar in group.run(
+        lambda rank: METHODS[method](process_group=group)(losses[rank], masks[rank])
+    ):
+        torch.testing.assert_close(scalar, expected)
+    for rank in range(2):
+        validating = METHODS[method](process_group=object()).eval()
+        alone = METHODS[method]().eval()(losses[rank], masks[rank])
+        assert validating(losses[rank], masks[rank]) == alone
+
+
+def test_update_remembers_which_tasks_this_rank_had() -> None:
+    group, names = Simulated(2), ["first", "second"]
+    before = [{"first": torch.tensor(1.0), "second": torch.tensor(4.0)}, {"first": torch.ones(())}]
+    after = torch.tensor([[0.5, 3.0], [0.7, torch.nan]])
+
+    def call(rank: int) -> FAMO:
+        scalarizer = FAMO(names, process_group=group)
+        scalarizer(before[rank])
+        return scalarizer
+
+    def updated(mask: Tensor | None) -> list[Tensor]:
+        def update(rank: int) -> Tensor:
+            scalarizer = copy.deepcopy(called[rank])
+            scalarizer.update(after[rank], mask)
+            return scalarizer.logits
+
+        return group.run(update)
+
+    called = group.run(call)
+    expected = FAMO(2)
+    expected(torch.tensor([1.0, 4.0]))
+    expected.update(torch.tensor([0.6, 3.0]))
+    for logits in updated(mask=None):
+        torch.testing.assert_close(logits, expected.logits)
+    for logits in updated(mask=torch.tensor([True, False])):  # unless it is told
+        assert logits.tolist() == [0.0, 0.0]  # one task alone has the average fall
+
+
+def test_a_state_brings_no_mask_from_before_it(group: Group) -> None:
+    scalarizer = FAMO(2, process_group=group)
+    scalarizer(torch.ones(2), torch.tensor([True, False]))
+    source = FAMO(2)
+    source(torch.ones(2))
+    scalarizer.load_state_dict(source.state_dict())
+    for each in (scalarizer, source):
+        each.update(torch.tensor([0.9, 0.5]))
+    assert_identical([scalarizer.state_dict(), source.state_dict()])
 
 
 def test_a_rank_outside_of_the_group_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

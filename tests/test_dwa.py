@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtl_scalarize import DWA, dwa_accumulate, dwa_combine, dwa_init, dwa_step, dwa_weights
+from mtl_scalarize import DWA, FAMO, dwa_accumulate, dwa_combine, dwa_init, dwa_step, dwa_weights
 
 
 def epoch(scalarizer: DWA, losses: list[float], mask: list[bool] | None = None) -> Tensor:
@@ -150,10 +150,20 @@ def test_a_task_with_fewer_than_two_epochs_weighs_one_whatever_its_averages() ->
     torch.testing.assert_close(dwa_combine(torch.tensor([1.0, 10.0, 100.0]), two), expected + 100)
 
 
+def test_a_task_without_a_rate_has_a_gradient_of_zero() -> None:
+    last = torch.tensor([1.0, 0.0, torch.inf, 2.0], requires_grad=True)
+    previous = torch.tensor([2.0, 0.0, 1.0, 1.0], requires_grad=True)
+    weights = dwa_weights(last, previous)
+    for gradient in torch.autograd.grad(weights[0], [last, previous]):
+        assert gradient.isfinite().all()
+        assert (gradient != 0).tolist() == [True, False, False, True]
+
+
 def test_new_state_has_the_default_dtype() -> None:
     torch.set_default_dtype(torch.float64)
     try:
         assert DWA(shape=2).last.dtype == torch.float64
+        assert FAMO(2).logits.dtype == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
 

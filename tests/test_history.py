@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
@@ -138,8 +138,8 @@ def values_of(history: History) -> list[Tensor]:
 
 @pytest.mark.parametrize("tasks", [2, 10])
 def test_up_to_ten_tasks_are_lines(tasks: int) -> None:
-    history = history_of(tasks)
-    recorded(history, 20)
+    history = history_of(tasks, capacity=8)
+    recorded(history, 20)  # of which every fourth is kept
     figure = history.plot()
     figure.draw_without_rendering()
     assert [axis.get_ylabel() for axis in figure.axes] == PANELS
@@ -148,7 +148,7 @@ def test_up_to_ten_tasks_are_lines(tasks: int) -> None:
     for axis, values in zip(figure.axes, values_of(history), strict=True):
         assert [line.get_label() for line in axis.lines] == list(history.names)
         for line, column in zip(axis.lines, values.T, strict=True):
-            assert line.get_xdata().tolist() == list(range(20))
+            assert line.get_xdata().tolist() == [0, 4, 8, 12, 16]
             torch.testing.assert_close(torch.tensor(line.get_ydata()), column)
     assert figure.get_size_inches().tolist() == [8, 9]
     assert isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine)
@@ -189,12 +189,12 @@ def test_more_tasks_are_the_rows_of_heat_maps(tasks: int) -> None:
 def test_losses_that_are_not_positive_are_drawn_on_a_linear_scale() -> None:
     for tasks in (2, 11):
         history = history_of(tasks)
-        history.record(-torch.ones(tasks))
+        history.record(torch.tensor([-1.0, torch.inf, *[0.0] * (tasks - 2)]))
         figure = history.plot()
         figure.draw_without_rendering()
         axis = figure.axes[1]
         assert axis.get_yscale() == "linear"
-        assert all(type(mesh.norm) is Normalize for mesh in axis.collections)
+        assert all(not isinstance(mesh.norm, LogNorm) for mesh in axis.collections)
 
 
 def test_names_in_a_tall_plot_do_not_overlap() -> None:

@@ -296,8 +296,10 @@ def test_the_messages_of_a_process_group(
         "`group` should be a process group that this rank belongs to. Found 3."
     )
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    scalarizer = DWA()
     with pytest.warns(UserWarning, match="no process group") as seen:
-        DWA()(L)
+        scalarizer(L)
+    scalarizer(L)  # says nothing more
     assert [str(warning.message) for warning in seen] == [
         "DWA has no process group: each of the 2 ranks balances by its own losses alone. "
         "Pass `process_group=torch.distributed.group.WORLD`."

@@ -46,6 +46,7 @@ def test_weights_of_dwa_have_the_wider_dtype_of_both_averages() -> None:
 
 def test_weights_of_a_batch_without_any_task_have_a_gradient_of_zero() -> None:
     losses, logits = torch.ones(2, requires_grad=True), torch.zeros(2, requires_grad=True)
-    weights = famo_weights(losses, logits, mask=torch.zeros(2, dtype=torch.bool))
-    gradients = torch.autograd.grad(weights.sum(), [losses, logits])
+    with torch.autograd.set_detect_anomaly(True):
+        weights = famo_weights(losses, logits, mask=torch.zeros(2, dtype=torch.bool))
+        gradients = torch.autograd.grad(weights.sum(), [losses, logits])
     assert [gradient.tolist() for gradient in gradients] == [[0.0, 0.0]] * 2

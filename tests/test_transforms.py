@@ -263,6 +263,13 @@ def test_a_fresh_state_has_derivatives(tasks: int) -> None:
     assert gradcheck(weights, arguments, check_forward_ad=True)
 
 
+def test_a_fresh_state_has_derivatives_in_single_precision() -> None:
+    """The floor under Adam's second moment is above the smallest number of each dtype."""
+    delta = torch.zeros(2, requires_grad=True)
+    famo_update(famo_init(2), delta).logits.sum().backward()
+    assert delta.grad.isfinite().all()
+
+
 FIRST_CALLS = {
     "in inference mode": "with torch.inference_mode(): call()",
     "on fake tensors": "with FakeTensorMode(allow_non_fake_inputs=True): call()",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .checks import as_shape, check_scalar, check_tensors
-from .precision import at_least_float32, in_common_dtype, scalar_in
+from .precision import at_least_float32, in_common_dtype
 from .presence import fill_absent, measured, softmax, sum_of_products
 
 
@@ -179,8 +179,8 @@ def dwa_weights(last: Tensor, previous: Tensor, temperature: float | Tensor = 2.
     # In float64: the rate of a float32 average may overflow, and a large one keeps few digits.
     last, previous = last.double(), previous.double()
     has_rate = torch.isfinite(last / previous)
-    rates = fill_absent(has_rate, last, 0.0) / fill_absent(has_rate, previous, 1.0)
-    share = softmax(rates / scalar_in(rates.dtype, temperature), has_rate)
+    rates = last / fill_absent(has_rate, previous, 1.0)
+    share = softmax(rates / temperature, has_rate)
     return fill_absent(has_rate, share * has_rate.sum(), 1.0).to(dtype)
 
 

@@ -29,28 +29,16 @@ def scalar_in(dtype: torch.dtype, value: float | Tensor) -> float | Tensor:
     return value.to(dtype) if isinstance(value, Tensor) else value
 
 
-def _constants() -> dict[tuple[float, torch.dtype], Tensor]:
-    # Made on import, outside any mode, so that none of them belongs to the first call's transform.
-    with torch.inference_mode(False):
-        return {
-            (value, dtype): torch.tensor(value, dtype=dtype, device="cpu")
-            for dtype in _FULL
-            for value in (
-                0.0,
-                1e-30,
-                1e-8,
-                0.5,
-                0.9,
-                0.999,
-                1.0,
-                2.0,
-                torch.nan,
-                torch.finfo(dtype).min,
-            )
-        }
-
-
-_CONSTANTS = _constants()
+# Made on import, outside any mode, so that none of them belongs to the first call's transform.
+with torch.inference_mode(False):
+    _CONSTANTS = {
+        (value, dtype): torch.tensor(value, dtype=dtype, device="cpu")
+        for dtype in _FULL
+        for value in (
+            *(0.0, 1e-30, 1e-8, 0.5, 0.9, 0.999, 1.0, 2.0, torch.nan),
+            torch.finfo(dtype).min,
+        )
+    }
 
 
 def constant(value: float, like: Tensor) -> float | Tensor:

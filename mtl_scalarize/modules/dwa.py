@@ -151,13 +151,12 @@ class DWA(Scalarizer):
     def _adopt(self, losses: Tensor, mask: Tensor | None, learning: bool) -> None:
         """Take what was left open from the first losses to learn from."""
         last = self._buffers["last"]
-        if last is not None and last.device == getattr(losses, "device", None):
-            return
-        check_tensors(mask, losses=losses)
-        if last is not None:
+        if last is None:
+            check_tensors(mask, losses=losses)
+            if learning:
+                self._register(dwa_init(losses.shape, dtype=losses.dtype, device=losses.device))
+        elif last.device != losses.device:
             self.to(losses.device)  # from that of a checkpoint
-        elif learning:
-            self._register(dwa_init(losses.shape, dtype=losses.dtype, device=losses.device))
 
     def _has_shape(self) -> bool:
         return self._buffers["last"] is not None

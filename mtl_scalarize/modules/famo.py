@@ -175,7 +175,7 @@ class FAMO(Scalarizer):
         previous, min_losses, *fields = self._fetch(
             ("previous_losses", "min_losses", *FAMOState._fields)
         )
-        check_tensors(mask, previous_losses=previous, losses=losses)
+        check_tensors(None, previous_losses=previous, losses=losses)
         # In the dtype that the losses before were stored in: the difference would otherwise be
         # that of the rounding, and Adam makes a full step of whatever it is given.
         delta = famo_delta(previous, losses.detach().to(previous.dtype), min_losses)

@@ -54,9 +54,8 @@ def in_order(
                 f"`{label}` should be a 0-d tensor. Found `{label}.shape = {tuple(loss.shape)}`."
             )
     present = [name in losses for name in names]
-    # Of the dtype of one that is there.
-    like = next(iter(losses.values())) if losses else torch.zeros((), device=device)
-    return torch.stack([losses.get(name, like.new_zeros(())) for name in names]), present
+    zero = torch.zeros((), device=device)
+    return torch.stack([losses.get(name, zero) for name in names]), present
 
 
 def mask_of(present: Sequence[bool], mask: Tensor | None, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..distributed import all_reduce_losses_and_mask
+from ..functional.checks import check_tensors
 from ..functional.precision import at_least_float32
 from .names import Names, Shape, as_names, encode, in_order, mask_of, order_of
 
@@ -106,7 +107,7 @@ class Scalarizer(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """Losses by name as the pure functions take them."""
         if not isinstance(losses, Mapping):
-            return losses, mask  # to be refused by them
+            check_tensors(None, losses=losses)  # which refuses them
         if self.names is None:
             raise TypeError(
                 "`losses` should be a tensor, for the tasks of this scalarizer have no names. "
@@ -213,8 +214,7 @@ class Scalarizer(nn.Module, ABC):
             return state_dict
         found = {key: self.task_names, **state_dict}  # a state without names is taken by position
         order = order_of(found[key], self.names, key)
-        own = {**self._parameters, **self._buffers}.keys() - {"task_names"}
-        for name in own:
+        for name in {**self._parameters, **self._buffers}:
             value = found.get(prefix + name)
             if isinstance(value, Tensor) and value.ndim == 1 and len(value) == len(order):
                 found[prefix + name] = value[order]
