@@ -169,7 +169,7 @@ class History:
 
     def _draw_lines(self, axis: Any, label: str, values: Tensor) -> None:
         for name, column in zip(self.names, values.T, strict=True):
-            axis.plot(self._steps, column, label=name, linewidth=1.2)
+            axis.plot(self._steps, column, label=name)
         axis.set_yscale(_scale_of(values))
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)

@@ -164,6 +164,7 @@ def test_casting_may_come_with_another_device(method: Method) -> None:
 def test_casting_to_double_and_back_loses_nothing(method: Method) -> None:
     scalarizer, untouched = (started(method, dtype=torch.float32) for _ in range(2))
     scalarizer.double()
+    torch.testing.assert_close(scalarizer.weights, untouched.weights.double(), rtol=0, atol=0)
     losses = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     assert copy.deepcopy(scalarizer)(losses).dtype == torch.float64
     scalarizer.float()
