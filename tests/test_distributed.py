@@ -863,6 +863,8 @@ def test_losses_in_half_precision_are_reduced_in_single(group: Group) -> None:
     reduced.prod().backward()
     assert reduced.dtype == torch.float32
     torch.testing.assert_close(losses.grad, torch.tensor([3.0, 1.0], dtype=torch.bfloat16))
+    samples = torch.tensor([2.0, 5.0], dtype=torch.float64)
+    assert all_reduce_losses(losses, count=samples).dtype == torch.float32
 
 
 @pytest.mark.parametrize("reduced_by", ["all_reduce_losses", "all_reduce_losses_and_mask"])
