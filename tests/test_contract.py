@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import pytest
 import torch
 from methods import EPOCH, METHODS, Batch, Method, after, learn
@@ -193,6 +194,20 @@ def test_a_resumed_run_is_bit_identical(method: Method) -> None:
     resumed = method.make((3,)).double()
     resumed.load_state_dict(torch.load(file, weights_only=True))
     torch.testing.assert_close(run_on(resumed), run_on(original), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [0, (2, 0)], ids=str)
+def test_no_tasks_are_worth_nothing(method: Method, shape: int | tuple[int, ...]) -> None:
+    scalarizer = method.make(shape)
+    losses = torch.ones(shape, requires_grad=True)
+    scalar, weights = learn(scalarizer, 0, (losses, None))
+    assert scalar == 0
+    assert weights.shape == losses.shape
+
+
+def test_a_shape_may_be_of_any_integers(method: Method) -> None:
+    for shape in (np.int64(3), [np.int32(3)]):
+        assert method.make(shape)(torch.ones(3)).shape == ()
 
 
 def test_state_dict_has_the_documented_keys(method: Method) -> None:
