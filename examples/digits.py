@@ -30,6 +30,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -335,6 +336,16 @@ def available_device(text: str) -> torch.device:
     except (AssertionError, ImportError, RuntimeError) as error:
         raise argparse.ArgumentTypeError(f"no device {text!r} on this machine") from error
     return torch.device(text)
+
+
+def writable_directory(text: str) -> Path:
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot write to {text!r}: {error.strerror}") from error
+    return path
 
 
 def picture_path(text: str) -> Path:

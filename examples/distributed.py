@@ -219,6 +219,10 @@ def make_table(*columns: str) -> Table:
     return table
 
 
+def seed(text: str) -> int:
+    return 0 if text == "0" else count(text)
+
+
 def checkpoint_path(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not os.access(path.parent, os.W_OK):
@@ -232,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="4 epochs")
     parser.add_argument("--epochs", type=count, help="default: 30")
     parser.add_argument("--batch-size", type=count, default=BATCH_SIZE, help="of all ranks")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--seed", type=seed, default=0, help="default: 0")
     parser.add_argument("--backend", choices=("gloo", "nccl"), default="gloo", help="default: gloo")
     parser.add_argument("--checkpoint", type=checkpoint_path, help="saved each epoch; resumed from")
     parser.add_argument(

@@ -35,7 +35,7 @@ the plain sum; negative is better. Best and worst are by delta-m on these same d
 FAMO         256           37.6 s      152.5 s     4.1
 DWA          272           38.4 s      182.1 s     4.7
 
-One by one: the same functions without vmap. 8 trainings were timed; the time of
+One by one: the same functions without vmap. At most 8 were timed; the time of
 all is extrapolated from the fastest. Both ways run on one thread.
 """
 
@@ -304,7 +304,7 @@ def print_times(sweeps: Sequence[Sweep], outcomes: Sequence[Outcome]) -> None:
         table.add_row(sweep.name, str(size), *times, f"{one_by_one / outcome.seconds:.1f}")
     CONSOLE.print(table)
     print(
-        f"\nOne by one: the same functions without vmap. {SAMPLE} trainings were timed; the time of"
+        f"\nOne by one: the same functions without vmap. At most {SAMPLE} were timed; the time of"
     )
     print("all is extrapolated from the fastest. Both ways run on one thread.")
 

@@ -7,7 +7,7 @@ stopped.
 
     python examples/resume.py --method UW                # a few seconds; kill it, start it again
     python examples/resume.py --method DWA --amp float16 --every 25 --keep 5 --dir elsewhere
-    python examples/resume.py --quick
+    python examples/resume.py --quick --dir quick
 
 The first line, killed halfway, the newest checkpoint then cut short, and started again, prints:
 

@@ -6,7 +6,7 @@ It is not prepared itself: UW's and IMTL-L's gradients are the same on every ran
 
     accelerate launch --num_processes 2 examples/with_accelerate.py      # on two GPUs
     accelerate launch --cpu --mixed_precision bf16 examples/with_accelerate.py --method DWA
-    accelerate launch --cpu examples/with_accelerate.py --resume checkpoints/epoch-10
+    accelerate launch --cpu examples/with_accelerate.py --method DWA --resume checkpoints/epoch-10
     python examples/with_accelerate.py --quick                           # no launcher, one process
 
 With `--cpu`, Accelerate starts one process, whatever `--num_processes` says, unless MPI is there.
@@ -46,6 +46,7 @@ from digits import (
     evaluate,
     load_pairs,
     task_losses,
+    writable_directory,
 )
 from rich import box
 from rich.console import Console
@@ -83,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="2 epochs")
     parser.add_argument("--epochs", type=count, help="default: 30")
     parser.add_argument("--seed", type=count, default=1, help="default: 1")
-    parser.add_argument("--dir", type=Path, default="checkpoints", help="default: checkpoints")
+    parser.add_argument(
+        "--dir", type=writable_directory, default="checkpoints", help="default: checkpoints"
+    )
     parser.add_argument("--resume", type=existing_directory, help="one of that directory")
     args = parser.parse_args(argv)
     epochs = args.epochs or (2 if args.quick else 30)
@@ -115,7 +118,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     network, optimizer, loader, schedule = accelerator.prepare(network, optimizer, loader, schedule)
     accelerator.register_for_checkpointing(scalarizer)
     if args.resume is not None:
-        accelerator.load_state(args.resume)
+        try:
+            accelerator.load_state(args.resume)
+        except (OSError, RuntimeError, ValueError):
+            parser.error(f"{args.resume} holds no checkpoint of --method {args.method}")
     behind = schedule.scheduler.last_epoch // len(loader)
 
     for epoch in tqdm(range(behind, epochs), disable=not accelerator.is_main_process):

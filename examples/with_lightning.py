@@ -7,7 +7,7 @@ IMTL-L's parameters their own learning rate; `optimizer_step` is where FAMO look
 
     python examples/with_lightning.py --method UW             # 15 seconds on one core
     python examples/with_lightning.py --devices 2 --precision bf16-mixed
-    python examples/with_lightning.py --resume checkpoints/epoch=9.ckpt
+    python examples/with_lightning.py --method UW --resume checkpoints/epoch=9.ckpt
     python examples/with_lightning.py --quick
 
 The first line prints, after Lightning's own lines:
@@ -28,6 +28,8 @@ the batch twice, and that dropout draws anew, makes no difference to speak of.
 
 import argparse
 import math
+import os
+import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +47,7 @@ from digits import (
     evaluate,
     load_pairs,
     task_losses,
+    writable_directory,
 )
 from rich import box
 from rich.console import Console
@@ -142,19 +145,37 @@ def existing_file(text: str) -> Path:
     return Path(text)
 
 
+def method_of(checkpoint: Path) -> str | None:
+    try:
+        method: str = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["method"]
+    except (EOFError, KeyError, RuntimeError, pickle.UnpicklingError):
+        return None
+    return method
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the digits demo with Lightning.")
     parser.add_argument("--method", choices=METHODS, default="FAMO", help="default: FAMO")
     parser.add_argument("--quick", action="store_true", help="2 epochs")
     parser.add_argument("--epochs", type=count, help="default: 30")
-    parser.add_argument("--devices", type=count, default=1, help="processes; default: 1")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        choices=range(1, max(2, os.cpu_count() or 1) + 1),
+        default=1,
+        help="processes; default: 1",
+    )
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--seed", type=count, default=1, help="default: 1")
-    parser.add_argument("--dir", type=Path, default="checkpoints", help="default: checkpoints")
+    parser.add_argument(
+        "--dir", type=writable_directory, default="checkpoints", help="default: checkpoints"
+    )
     parser.add_argument("--resume", type=existing_file, help="a checkpoint in that directory")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # as in digits.py
     torch.manual_seed(args.seed)
+    if args.resume is not None and method_of(args.resume) != args.method:
+        parser.error(f"{args.resume} holds no checkpoint of --method {args.method}")
     model, data = Digits(args.method), Data(args.seed)
     trainer = Trainer(
         accelerator="cpu",

@@ -1,9 +1,9 @@
 """The digits demo with its losses and task weights as TensorBoard scalars.
 
     python examples/with_tensorboard.py                        # every method; half a minute
-    python examples/with_tensorboard.py --method FAMO --every 1
-    python examples/with_tensorboard.py --quick
     tensorboard --logdir runs                                  # then open localhost:6006
+    python examples/with_tensorboard.py --method FAMO --every 1 --dir every-step
+    python examples/with_tensorboard.py --quick --dir quick
 
 Each method is a run of its own, so that TensorBoard draws them over one another: `loss/...` and
 `weight/...` of each task, every tenth step, and `metric/...` on digits never trained on, every
@@ -14,7 +14,6 @@ sum to 4 and FAMO's to 1. Compare their ratios, and switch the axis to logarithm
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from digits import (
     evaluate,
     load_pairs,
     task_losses,
+    writable_directory,
 )
 from torch import Tensor
 from tqdm import tqdm
@@ -85,13 +85,6 @@ def train(
         add_scalars(writer, "metric", evaluate(network, test_pairs), step)
 
 
-def directory(text: str) -> Path:
-    path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"not a directory: {text!r}")
-    return path
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Record the digits demo for TensorBoard.")
     parser.add_argument("--method", choices=METHODS, help="default: each in turn")
@@ -99,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=count, help="default: 30")
     parser.add_argument("--every", type=count, default=10, help="steps; default: 10")
     parser.add_argument("--seed", type=count, default=1, help="default: 1")
-    parser.add_argument("--dir", type=directory, default="runs", help="default: runs")
+    parser.add_argument("--dir", type=writable_directory, default="runs", help="default: runs")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # as in digits.py
     methods = list(METHODS) if args.method is None else [args.method]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .functional.checks import check_tensors
 from .functional.presence import fill_absent
 from .modules import Scalarizer
 
@@ -31,7 +32,7 @@ class History:
         capacity: how many steps are kept at most, an even number.
 
     Raises:
-        ValueError: ``capacity`` is not positive and even.
+        ValueError: ``capacity`` is not a positive, even int.
 
     Example:
         >>> from mtl_scalarize import UW
@@ -48,9 +49,9 @@ class History:
     """
 
     def __init__(self, scalarizer: Scalarizer, *, capacity: int = 10_000) -> None:
-        if capacity < 2 or capacity % 2:
+        if not isinstance(capacity, int) or capacity < 2 or capacity % 2:
             raise ValueError(
-                f"`capacity` should be positive and even. Found `capacity = {capacity}`."
+                f"`capacity` should be a positive, even int. Found `capacity = {capacity}`."
             )
         self.scalarizer = scalarizer
         self.capacity = capacity
@@ -67,14 +68,17 @@ class History:
             mask: the mask that it was called with. An absent task is recorded as nan.
 
         Raises:
-            ValueError: the scalarizer has not been called yet.
+            TypeError: ``losses`` is not a floating-point tensor, or a mapping without names.
+            ValueError: the scalarizer has not been called yet, ``losses`` or ``mask`` is not of the
+                shape of its weights, or a name is unknown.
         """
         weights = self.scalarizer.weights
+        if not isinstance(losses, Tensor):
+            losses, mask = self.scalarizer._by_position(losses, mask)
+        check_tensors(mask, weights=weights, losses=losses)
         step, self._seen = self._seen, self._seen + 1
         if step % self._stride:
             return
-        if not isinstance(losses, Tensor):
-            losses, mask = self.scalarizer._by_position(losses, mask)
         if self._rows is None:
             self._rows = weights.new_empty(self.capacity, 2, weights.numel())
         if len(self._steps) == self.capacity:
@@ -175,7 +179,7 @@ class History:
         axis.grid(alpha=0.3)
 
     def _draw_map(self, axis: Any, label: str, values: Tensor) -> None:
-        edges = [*self._steps, self._steps[-1] + self._stride]
+        edges = [*self._steps, self._steps[-1] + self._stride] if self._steps else [0]
         mesh = axis.pcolormesh(edges, range(len(self.names) + 1), values.T, norm=_scale_of(values))
         axis.figure.colorbar(mesh, label=label)
         axis.set_yticks([i + 0.5 for i in range(len(self.names))], self.names, fontsize=6)

@@ -9,14 +9,15 @@ from .modules import Scalarizer
 def check_optimizer(module: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
     """Check that the parameters of every scalarizer in ``module`` are learned, and do not decay.
 
-    UW's and IMTL-L's parameters that no optimizer has been given stay where they are, and the
-    training is that of a plain sum: nothing else would tell. Call this once, before the training.
+    UW's and IMTL-L's parameters that no optimizer has been given stay where they are, and so do the
+    task weights: nothing else would tell. Call this once, before the training.
 
     Args:
         module: a scalarizer, or a model that contains scalarizers.
         optimizers: the optimizers that step in the training.
 
     Raises:
+        TypeError: ``module`` is not a module, or an optimizer has no parameter groups.
         ValueError: a parameter is in none of the optimizers, or in a group with weight decay, which
             pulls the task weights back to equal.
 
@@ -32,6 +33,13 @@ def check_optimizer(module: nn.Module, *optimizers: torch.optim.Optimizer) -> No
         ... ]
         >>> check_optimizer(scalarizer, torch.optim.AdamW(groups))
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"`module` should be a module. Found a {type(module).__name__}.")
+    for optimizer in optimizers:
+        if not hasattr(optimizer, "param_groups"):
+            raise TypeError(
+                f"`optimizers` should be optimizers. Found a {type(optimizer).__name__}."
+            )
     groups = {
         id(parameter): group
         for optimizer in optimizers

@@ -182,6 +182,16 @@ def test_a_checkpoint_of_another_training_is_refused(example: ModuleType, tmp_pa
         example.main([f"--checkpoint={path}", "--method=FAMO"])
 
 
+@pytest.mark.parametrize("seed", ["-1", "one", "9" * 30])
+def test_a_bad_seed_gets_one_clear_line(
+    example: ModuleType, capsys: pytest.CaptureFixture[str], seed: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        example.main([f"--seed={seed}"])
+    assert stop.value.code == 2
+    assert "argument --seed: expected an integer" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_batch_that_the_ranks_cannot_share_equally_is_refused(
     example: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

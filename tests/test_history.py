@@ -206,8 +206,11 @@ def test_names_in_a_tall_plot_do_not_overlap() -> None:
     assert all(lower.y1 <= upper.y0 for upper, lower in itertools.pairwise(labels))
 
 
-def test_an_empty_history_plots() -> None:
-    History(UW(2)).plot().draw_without_rendering()
+@pytest.mark.parametrize("tasks", [2, 11])
+def test_an_empty_history_plots(tasks: int) -> None:
+    figure = History(UW([f"task {i}" for i in range(tasks)])).plot()
+    figure.draw_without_rendering()
+    assert [axis.get_ylabel() for axis in figure.axes][-3:] == PANELS
 
 
 @pytest.mark.parametrize(
@@ -229,10 +232,28 @@ def test_two_steps_are_a_history() -> None:
     assert history.to_dict()["step"].tolist() == [0, 4]
 
 
-@pytest.mark.parametrize("capacity", [0, -2, 3])
-def test_capacity_is_positive_and_even(capacity: int) -> None:
+@pytest.mark.parametrize("capacity", [0, -2, 3, 4.0])
+def test_capacity_is_positive_and_even(capacity: float) -> None:
     with pytest.raises(ValueError, match=f"Found `capacity = {capacity}`"):
         History(UW(2), capacity=capacity)
+
+
+@pytest.mark.parametrize(
+    ("losses", "mask", "message"),
+    [
+        (torch.tensor(7.0), None, r"`losses` should have shape \(2,\), the shape of `weights`"),
+        (torch.ones(3), None, r"`losses` should have shape \(2,\), the shape of `weights`"),
+        (torch.ones(2), torch.ones(2), "`mask` should be a boolean tensor"),
+    ],
+)
+def test_a_record_that_is_refused_leaves_no_trace(
+    losses: Tensor, mask: Tensor | None, message: str
+) -> None:
+    history = history_of(2)
+    with pytest.raises(ValueError, match=message):
+        history.record(losses, mask)
+    history.record(torch.ones(2))
+    assert history.to_dict()["step"].tolist() == [0]
 
 
 def test_there_is_nothing_to_record_before_a_call() -> None:

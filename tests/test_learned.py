@@ -40,7 +40,7 @@ def test_init_may_be_of_each_task(method: type[UW] | type[IMTLL], name: str) -> 
 
 @pytest.mark.parametrize("method", [UW, IMTLL])
 def test_init_of_another_shape_is_refused(method: type[UW] | type[IMTLL]) -> None:
-    with pytest.raises(ValueError, match=r"`init` should have shape \(3,\), the shape of `shape`"):
+    with pytest.raises(ValueError, match=r"`init` should have shape \(3,\), the shape of `log_"):
         method(3, init=torch.ones(2))
     with pytest.raises(TypeError, match=r"`init` should be a number or a tensor\. Found a list"):
         method(3, init=[1.0, 1.0, 1.0])

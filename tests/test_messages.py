@@ -18,6 +18,7 @@ from mtl_scalarize import (
     check_optimizer,
     dwa_weights,
     famo_combine,
+    famo_init,
     imtll_loss,
     uw_loss,
 )
@@ -93,7 +94,7 @@ MESSAGES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: FAMO(3, torch.ones(2)),
         ValueError,
-        "`min_losses` should have shape (3,), the shape of `shape`. "
+        "`min_losses` should have shape (3,), the shape of `logits`. "
         "Found `min_losses.shape = (2,)`.",
     ),
     (
@@ -137,7 +138,12 @@ MESSAGES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: UW(2.5),
         TypeError,
-        "`shape` should be an int or a sequence of ints. Found `shape = 2.5`.",
+        "`shape` should be an int or a sequence of ints or of names. Found `shape = 2.5`.",
+    ),
+    (
+        lambda: famo_init("ab"),
+        TypeError,
+        "`shape` should be an int or a sequence of ints. Found `shape = 'ab'`.",
     ),
     (
         lambda: UW([2, -3]),
@@ -242,7 +248,17 @@ MESSAGES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: History(UW(3), capacity=3),
         ValueError,
-        "`capacity` should be positive and even. Found `capacity = 3`.",
+        "`capacity` should be a positive, even int. Found `capacity = 3`.",
+    ),
+    (
+        lambda: check_optimizer(torch.optim.SGD([torch.ones(1)]), UW(2)),
+        TypeError,
+        "`module` should be a module. Found a SGD.",
+    ),
+    (
+        lambda: check_optimizer(UW(2), [torch.optim.SGD([torch.ones(1)])]),
+        TypeError,
+        "`optimizers` should be optimizers. Found a list.",
     ),
     (
         lambda: check_optimizer(UW(2)),

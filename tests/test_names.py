@@ -153,7 +153,7 @@ def test_names_are_needed_for_a_mapping_and_for_task_weights(method: Method) -> 
     [
         (["a", "b", "a"], ValueError, "should name each task once. Found 'a' twice"),
         (["a", 1], TypeError, r"should be all names or all ints. Found `shape = \['a', 1\]`"),
-        ("depth", TypeError, "should be an int or a sequence of ints"),
+        ("depth", TypeError, "should be an int or a sequence of ints or of names"),
     ],
 )
 def test_bad_names_are_refused(

@@ -47,8 +47,10 @@ def train(example: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
 
     def run(*flags: str, directory: str = "whole") -> dict[str, Any]:
-        example.main(["--epochs=3", f"--dir={tmp_path / directory}", *flags])
-        accelerate_state.AcceleratorState._reset_state(reset_partial_state=True)
+        try:
+            example.main(["--epochs=3", f"--dir={tmp_path / directory}", *flags])
+        finally:
+            accelerate_state.AcceleratorState._reset_state(reset_partial_state=True)
         return saved(tmp_path / directory / "epoch-3")
 
     return run
@@ -64,6 +66,17 @@ def test_a_resumed_run_is_bit_identical_to_one_that_never_stopped(
     parts = train(f"--method={method}", f"--resume={behind}", directory="parts")
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["epoch-3"]
     torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_another_method_is_refused(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("--method=UW")
+    for method in ("IMTL-L", "FAMO"):
+        with pytest.raises(SystemExit):
+            train(f"--method={method}", f"--resume={tmp_path / 'whole' / 'epoch-2'}")
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.endswith(f"epoch-2 holds no checkpoint of --method {method}")
 
 
 def test_the_learned_parameters_keep_their_rate_while_that_of_the_network_decays(
@@ -120,11 +133,19 @@ def test_two_launched_processes_end_with_the_same_state(tmp_path: Path) -> None:
         ("--method=guess", "argument --method: invalid choice: 'guess'"),
         ("--epochs=0", "argument --epochs: expected an integer from 1"),
         ("--resume=nothing", "argument --resume: no directory 'nothing'"),
+        ("--resume=.", ". holds no checkpoint of --method FAMO"),
+        (f"--dir={__file__}", "argument --dir: cannot write to"),
     ],
 )
 def test_a_bad_flag_gets_one_clear_line(
-    example: ModuleType, capsys: pytest.CaptureFixture[str], flag: str, complaint: str
+    example: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    flag: str,
+    complaint: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         example.main([flag])
     assert stop.value.code == 2

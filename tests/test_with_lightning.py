@@ -96,6 +96,16 @@ def test_a_resumed_run_is_bit_identical_to_one_that_never_stopped(
     assert whole["global_step"] == parts["global_step"] == 3 * STEPS
 
 
+def test_a_checkpoint_of_another_method_is_refused(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("--method=UW")
+    with pytest.raises(SystemExit):
+        train("--method=IMTL-L", f"--resume={tmp_path / 'whole' / 'epoch=1.ckpt'}")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("epoch=1.ckpt holds no checkpoint of --method IMTL-L")
+
+
 def test_the_learned_parameters_keep_their_rate_while_that_of_the_network_decays(
     train: Train,
 ) -> None:
@@ -200,13 +210,22 @@ def test_two_processes_have_one_state_that_of_a_single_process(
     [
         ("--method=guess", "argument --method: invalid choice: 'guess'"),
         ("--epochs=0", "argument --epochs: expected an integer from 1"),
-        ("--devices=none", "argument --devices: expected an integer from 1"),
+        ("--devices=none", "argument --devices: invalid int value: 'none'"),
+        ("--devices=1000", "argument --devices: invalid choice: 1000"),
+        (f"--resume={__file__}", "test_with_lightning.py holds no checkpoint of --method FAMO"),
+        (f"--dir={__file__}", "argument --dir: cannot write to"),
         ("--resume=nothing.ckpt", "argument --resume: no file 'nothing.ckpt'"),
     ],
 )
 def test_a_bad_flag_gets_one_clear_line(
-    example: ModuleType, capsys: pytest.CaptureFixture[str], flag: str, complaint: str
+    example: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    flag: str,
+    complaint: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         example.main([flag])
     assert stop.value.code == 2

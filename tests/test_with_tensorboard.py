@@ -92,7 +92,7 @@ def test_each_method_is_a_run_and_none_is_drawn_over_another(
     [
         ("--method=guess", "argument --method: invalid choice: 'guess'"),
         ("--every=0", "argument --every: expected an integer from 1"),
-        (f"--dir={__file__}", "argument --dir: not a directory"),
+        (f"--dir={__file__}", "argument --dir: cannot write to"),
     ],
 )
 def test_a_bad_flag_gets_one_clear_line(

@@ -102,7 +102,7 @@ class FAMO(Scalarizer):
         check_scalar("weight_decay", weight_decay)
         state = famo_init(as_named_shape(shape), dtype=default_dtype())
         bounds = 0.0 if min_losses is None else min_losses
-        check_scalar_or_shape("min_losses", bounds, state.logits.shape, "shape")
+        check_scalar_or_shape("min_losses", bounds, state.logits.shape, "logits")
         if not isinstance(bounds, Tensor):
             bounds = torch.full_like(state.logits, bounds)
         bounds = bounds.detach().to(at_least_float32(bounds.dtype)).expand_as(state.logits)

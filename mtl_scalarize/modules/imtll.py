@@ -76,7 +76,7 @@ class IMTLL(Scalarizer):
         check_scalar("eps", eps)
         super().__init__(process_group, shape)
         self.log_scale = nn.Parameter(torch.zeros(as_named_shape(shape), dtype=default_dtype()))
-        check_scalar_or_shape("init", init, self.log_scale.shape, "shape")
+        check_scalar_or_shape("init", init, self.log_scale.shape, "log_scale")
         self.init = init.detach().clone() if isinstance(init, Tensor) else init
         self.eps = eps
         self.reset()

@@ -32,7 +32,15 @@ def as_names(shape: Shape) -> Names | None:
 def as_named_shape(shape: Shape) -> tuple[int, ...]:
     """The shape that ``shape`` stands for: n names stand for ``(n,)``."""
     names = as_names(shape)
-    return as_shape(shape) if names is None else (len(names),)  # type: ignore[arg-type]
+    if names is not None:
+        return (len(names),)
+    try:
+        return as_shape(shape)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(
+            "`shape` should be an int or a sequence of ints or of names. "
+            f"Found `shape = {shape!r}`."
+        ) from None
 
 
 def in_order(

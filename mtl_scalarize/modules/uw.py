@@ -78,7 +78,7 @@ class UW(Scalarizer):
         check_scalar("eps", eps)
         super().__init__(process_group, shape)
         self.log_var = nn.Parameter(torch.zeros(as_named_shape(shape), dtype=default_dtype()))
-        check_scalar_or_shape("init", init, self.log_var.shape, "shape")
+        check_scalar_or_shape("init", init, self.log_var.shape, "log_var")
         self.init = init.detach().clone() if isinstance(init, Tensor) else init
         self.eps = eps
         self.reset()
