@@ -235,6 +235,5 @@ def dwa_loss_and_weights(
     """:func:`dwa_combine` with weights that are known already, and those weights as used."""
     check_tensors(mask, weights=weights, losses=losses)
     losses, weights = in_common_dtype(losses, weights)
-    if mask is not None:
-        losses, weights = fill_absent(mask, losses, 0.0), fill_absent(mask, weights, 0.0)
+    losses, weights = fill_absent(mask, losses, 0.0), fill_absent(mask, weights, 0.0)
     return sum_of_products(weights, losses), weights

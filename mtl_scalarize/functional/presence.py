@@ -22,11 +22,7 @@ def where_present(
     losses, scales = in_common_dtype(losses, scales)
     if eps:
         losses = losses + constant(eps, losses)
-    return (
-        (losses, scales)
-        if mask is None
-        else (fill_absent(mask, losses, 0.0), fill_absent(mask, scales, 0.0))
-    )
+    return fill_absent(mask, losses, 0.0), fill_absent(mask, scales, 0.0)
 
 
 def measured(losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
