@@ -15,11 +15,11 @@ draws the picture `digits.png` and prints:
 method            % right     % right  abs. error MSE x 1000  delta-m, % seconds
 ────────────────────────────────────────────────────────────────────────────────
 plain sum      94.8 ± 0.9  94.3 ± 1.4 1.43 ± 0.11 29.3 ± 0.7   0.0 ± 0.0     2.1
-UW             95.8 ± 0.9  95.1 ± 1.8 1.70 ± 0.10 17.2 ± 0.9  -5.9 ± 1.6     2.2
+UW             95.8 ± 0.9  95.1 ± 1.8 1.70 ± 0.10 17.2 ± 0.9  -5.9 ± 1.6     2.3
 IMTL-L         95.3 ± 0.4  95.0 ± 1.7 1.73 ± 0.05 17.4 ± 1.2  -5.0 ± 2.8     2.2
-DWA            94.7 ± 0.9  94.6 ± 1.1 1.43 ± 0.12 29.0 ± 0.7  -0.3 ± 0.6     2.1
-FAMO           96.0 ± 0.5  94.9 ± 1.2 1.47 ± 0.09 10.0 ± 0.3 -16.1 ± 1.3     3.1
-FAMO amortized 95.8 ± 0.9  95.5 ± 1.2 1.80 ± 0.11 15.3 ± 0.8  -5.9 ± 0.5     2.3
+DWA            94.6 ± 1.0  94.4 ± 1.1 1.43 ± 0.12 29.0 ± 0.7  -0.2 ± 0.6     2.2
+FAMO           95.8 ± 0.5  94.9 ± 1.2 1.47 ± 0.08 10.1 ± 0.3 -16.0 ± 1.2     3.1
+FAMO amortized 95.8 ± 0.8  95.5 ± 1.2 1.81 ± 0.11 15.5 ± 0.9  -5.7 ± 0.4     2.5
 
 On digits never trained on, mean ± standard deviation over the seeds.
 delta-m: average relative change of the four metrics against the plain sum;
