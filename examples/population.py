@@ -20,11 +20,11 @@ method         hyperparameters           % right      % right   abs. error  MSE 
 ────────────────────────────────────────────────────────────────────────────────────────────────────
 plain sum                             19.8 ± 5.7   21.5 ± 4.1  2.48 ± 0.07  76.6 ± 4.8    0.0 ± 0.0
 FAMO, paper's  lr 0.025, decay 0.001        79.3         79.3         2.43        41.3       -177.5
-FAMO, best     lr 0.44, decay 0.001         88.1         83.3         2.33        36.3       -198.7
-FAMO, worst    lr 1.4, decay 1e-05          91.5         15.2         4.05       353.1        -18.1
+FAMO, best     lr 0.44, decay 0.001         88.0         83.2         2.33        36.3       -198.3
+FAMO, worst    lr 1.4, decay 1e-05          70.2         58.0         3.52       435.2         -9.4
 DWA, paper's   temperature 2          20.2 ± 5.7   22.2 ± 3.9  2.48 ± 0.08  76.9 ± 4.4   -1.7 ± 5.1
 DWA, best      temperature 1.1        20.0 ± 5.8   23.1 ± 4.3  2.48 ± 0.08  76.9 ± 4.6   -2.5 ± 6.5
-DWA, worst     temperature 0.02       17.2 ± 5.6   18.6 ± 6.2  2.98 ± 0.13  76.4 ± 2.4  10.8 ± 11.6
+DWA, worst     temperature 0.02       17.2 ± 5.5   18.6 ± 6.2  2.98 ± 0.13  76.4 ± 2.4  10.8 ± 11.7
 
 On digits never trained on; ± is the standard deviation over the initial weights,
 where there are several. delta-m: average relative change of the four metrics against
@@ -32,8 +32,8 @@ the plain sum; negative is better. Best and worst are by delta-m on these same d
 
        trainings   as one program   one by one   ratio
 ────────────────────────────────────────────────────────
-FAMO         256           37.6 s      152.5 s     4.1
-DWA          272           38.4 s      182.1 s     4.7
+FAMO         256           25.3 s      114.8 s     4.5
+DWA          272           18.8 s      118.7 s     6.3
 
 One by one: the same functions without vmap. At most 8 were timed; the time of
 all is extrapolated from the fastest. Both ways run on one thread.
