@@ -1,5 +1,5 @@
 # make demo: install what the demo needs and run it.   make test: lint, types, all tests.
-# make mutants: how many deliberate faults the tests notice; hours.
+# make mutants: how many deliberate faults the tests notice; half an hour.
 # make bench: every benchmark, and bench.json.   make dist: wheel and sdist, checked and tried.
 # make docs: the guides and the API reference, in build/docs/index.html.
 # PYTHON chooses the interpreter that .venv is made with: make test PYTHON=python3.12
