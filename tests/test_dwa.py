@@ -113,6 +113,20 @@ def test_without_shape_it_follows_its_losses_to_another_device_than_the_checkpoi
     assert scalarizer.last.device.type == "meta"
 
 
+@pytest.mark.parametrize(
+    ("losses", "error"),
+    [(torch.ones(3, device="meta"), ValueError), (torch.ones(2, device="meta").long(), TypeError)],
+)
+def test_without_shape_it_stays_where_it_is_in_a_call_that_raises(
+    losses: Tensor, error: type[Exception]
+) -> None:
+    scalarizer = DWA()
+    scalarizer.load_state_dict(DWA(shape=2).state_dict())
+    with pytest.raises(error, match="`losses` should"):
+        scalarizer(losses)
+    assert {value.device.type for value in scalarizer.buffers()} == {"cpu"}
+
+
 def test_without_shape_it_takes_the_device_too() -> None:
     first, loaded = DWA(), DWA()
     first(torch.ones(2, device="meta"))

@@ -103,6 +103,15 @@ def test_losses_of_several_dtypes_take_the_widest() -> None:
     assert UW(NAMES)(losses).dtype == torch.float64
 
 
+def test_a_missing_task_widens_no_other() -> None:
+    scalarizer = UW(NAMES)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert scalarizer({"depth": torch.tensor(2.0, dtype=torch.float32)}).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_one_graph_for_the_same_names(method: Method) -> None:
     graphs = []
 

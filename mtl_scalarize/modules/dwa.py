@@ -156,6 +156,7 @@ class DWA(Scalarizer):
             if learning:
                 self._register(dwa_init(losses.shape, dtype=losses.dtype, device=losses.device))
         elif last.device != losses.device:
+            check_tensors(mask, weights=last, losses=losses)
             self.to(losses.device)  # from that of a checkpoint
 
     def _has_shape(self) -> bool:

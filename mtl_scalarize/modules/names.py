@@ -62,7 +62,8 @@ def in_order(
                 f"`{label}` should be a 0-d tensor. Found `{label}.shape = {tuple(loss.shape)}`."
             )
     present = [name in losses for name in names]
-    zero = torch.zeros((), device=device)
+    # Half, so that it widens no loss, whatever the default dtype: the ranks reduce one dtype.
+    zero = torch.zeros((), dtype=torch.half, device=device)
     return torch.stack([losses.get(name, zero) for name in names]), present
 
 
