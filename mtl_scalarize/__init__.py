@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from .check import check_optimizer
 from .distributed import all_reduce_losses
 from .functional import (
     DWAState,
@@ -23,7 +24,6 @@ from .functional import (
 )
 from .history import History
 from .modules import DWA, FAMO, IMTLL, UW, Scalarizer
-from .optimizer import check_optimizer
 
 __version__ = version("mtl-scalarize")
 

@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .functional.checks import check_scalar_or_shape, check_tensors
-from .functional.precision import at_least_float32, scalar_in
+from .functional.precision import in_common_dtype, scalar_in
 from .functional.presence import fill_absent
 
 
@@ -15,8 +15,8 @@ def all_reduce_losses(
     *,
     mask: Tensor | None = None,
     count: float | Tensor | None = None,
-) -> Tensor:
-    r"""The losses of the whole batch as value, and those of this rank as gradient.
+) -> tuple[Tensor, Tensor | None]:
+    r"""The losses of the whole batch as value and this rank's as gradient, and which there are.
 
     .. math::
         \bar\ell_i + \frac{N n_{ir}}{\sum_q n_{iq}} (\ell_{ir} - \mathrm{detach}(\ell_{ir})),
@@ -39,8 +39,9 @@ def all_reduce_losses(
             batches of unequal size. None: as many on every rank.
 
     Returns:
-        The losses, of shape S, at least float32; differentiable once. A task that no rank has is
-        nan, with no gradient: mask it by ``~losses.isnan()``.
+        The losses, of shape S, at least float32, differentiable once. And the mask of the tasks
+        that any rank has, boolean, of shape S; None without ``mask`` and ``count``. A task that no
+        rank has gets loss 0 and no gradient.
 
     Raises:
         TypeError: ``losses`` is not a floating-point tensor, or ``count`` neither a number nor a
@@ -53,50 +54,39 @@ def all_reduce_losses(
         >>> import torch.distributed as dist
         >>> store = dist.FileStore(tempfile.mktemp(), 1)
         >>> dist.init_process_group("gloo", rank=0, world_size=1, store=store)
-        >>> all_reduce_losses(torch.tensor([1.0, 2.0]))
-        tensor([1., 2.])
+        >>> all_reduce_losses(torch.tensor([1.0, 2.0]), mask=torch.tensor([True, False]))
+        (tensor([1., 0.]), tensor([ True, False]))
         >>> dist.destroy_process_group()
     """
-    reduced, somewhere = all_reduce_losses_and_mask(losses, group, mask, count)
-    return fill_absent(somewhere, reduced, torch.nan)
-
-
-def all_reduce_losses_and_mask(
-    losses: Tensor,
-    group: "dist.ProcessGroup | None",
-    mask: Tensor | None,
-    count: float | Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """:func:`all_reduce_losses` with 0 for a task that no rank has, and where there is one."""
     check_tensors(mask, losses=losses)
     group = _initialised(group)
-    losses = losses.to(at_least_float32(losses.dtype))
+    (losses,) = in_common_dtype(losses)
     if mask is None and count is None:
         mean = _sum_over_ranks(losses.detach(), group) / group.size()
         return mean + _straight_through(losses), None
     weight = _weight(losses, mask, count)
-    local = fill_absent(weight > 0, losses, 0.0)  # the mean over no samples is nan
+    local = fill_absent(losses, 0.0, mask=weight > 0)  # the mean over no samples is nan
     # Both rows in one collective. The product comes last: inductor reduces in place, and would
     # reuse the memory of a `weight` that was stacked itself.
     both = weight * torch.stack([local.detach(), torch.ones_like(weight)])
     total, weights = _sum_over_ranks(both, group)
-    somewhere = weights > 0
-    weights = torch.where(somewhere, weights, 1.0)
+    present = weights > 0
+    weights = fill_absent(weights, 1.0, mask=present)
     own = local * (weight * group.size() / weights)
-    return total / weights + _straight_through(own), somewhere
+    return total / weights + _straight_through(own), present
 
 
 def _straight_through(own: Tensor) -> Tensor:
-    """Nothing as value, the gradient of ``own``; a loss that is not finite stays what it is."""
+    """Adds zero to a value and passes its gradient to ``own``; a loss that is not finite stays."""
     return own - torch.nan_to_num(own.detach())
 
 
 def _weight(losses: Tensor, mask: Tensor | None, count: float | Tensor | None) -> Tensor:
-    """How much each loss of this rank counts in the mean."""
+    """The weight of each loss of this rank in the mean."""
     count = 1.0 if count is None else count
     check_scalar_or_shape("count", count, losses.shape, "losses")
     weight = torch.ones_like(losses.detach()) * scalar_in(losses.dtype, count)
-    return fill_absent(mask, weight, 0.0)
+    return fill_absent(weight, 0.0, mask=mask)
 
 
 def _sum_over_ranks(tensor: Tensor, group: "dist.ProcessGroup") -> Tensor:

@@ -13,7 +13,7 @@ from .modules import Scalarizer
 
 if TYPE_CHECKING:
     import numpy
-    import pandas  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    import pandas
     from matplotlib.figure import Figure
 
 #: Up to so many tasks a line each can be told apart; beyond, they are the rows of a heat map.
@@ -69,12 +69,12 @@ class History:
 
         Raises:
             TypeError: ``losses`` is not a floating-point tensor, or a mapping without names.
-            ValueError: the scalarizer has not been called yet, ``losses`` or ``mask`` is not of the
-                shape of its weights, or a name is unknown.
+            AttributeError: the scalarizer has not been called yet.
+            ValueError: ``losses`` or ``mask`` is not of the shape of its weights, or a name is
+                unknown.
         """
         weights = self.scalarizer.weights
-        if not isinstance(losses, Tensor):
-            losses, mask = self.scalarizer._by_position(losses, mask)
+        losses, mask = self.scalarizer.by_position(losses, mask)
         check_tensors(mask, weights=weights, losses=losses)
         step, self._seen = self._seen, self._seen + 1
         if step % self._stride:
@@ -87,8 +87,8 @@ class History:
             self._steps = self._steps[::2]
             self._stride *= 2  # which divides this step, too
         row = self._rows[len(self._steps)]
-        row[0].copy_(fill_absent(mask, losses.detach(), torch.nan).flatten())
-        row[1].copy_(fill_absent(mask, weights, torch.nan).flatten())
+        row[0].copy_(fill_absent(losses.detach(), torch.nan, mask=mask).flatten())
+        row[1].copy_(fill_absent(weights, torch.nan, mask=mask).flatten())
         self._steps.append(step)
 
     def __len__(self) -> int:

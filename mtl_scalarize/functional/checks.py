@@ -76,7 +76,7 @@ def check_scalar_or_shape(name: str, value: float | Tensor, shape: torch.Size, o
             check_shape(name, value, shape, owner)
 
 
-def as_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+def as_shape(shape: object) -> tuple[int, ...]:
     """The shape that ``shape`` stands for: an int ``n`` means ``(n,)``."""
     sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     try:

@@ -8,19 +8,21 @@ from torch import Tensor
 
 from .adam import adam_step
 from .checks import as_shape, check_scalar, check_scalar_or_shape, check_tensors
-from .precision import at_least_float32, constant, in_common_dtype, scalar_in
-from .presence import fill_absent, measured, softmax, sum_of_products
+from .precision import at_least_float32, in_common_dtype, scalar_in
+from .presence import fill_absent, measured, softmax
 
 # Keeps the logarithm finite at the lower bound; the value of the official implementation.
 EPS = 1e-8
 
 
 class FAMOState(NamedTuple):
-    """The task logits of FAMO and their Adam moments; every field has the shape S of the losses.
+    """The task logits of FAMO and their Adam moments; every field has shape S.
+
+    Each field changes with every update.
 
     Example:
         >>> famo_init(2)._asdict().keys()
-        dict_keys(['logits', 'exp_avg', 'exp_avg_sq', 'step'])
+        dict_keys(['logits', 'exp_avg', 'exp_avg_sq', 'updates'])
     """
 
     #: The logits w; softmax(w) is the share of each task.
@@ -30,7 +32,7 @@ class FAMOState(NamedTuple):
     #: Adam's running average of the squared gradient.
     exp_avg_sq: Tensor
     #: Number of updates of each task, int64.
-    step: Tensor
+    updates: Tensor
 
 
 def famo_init(
@@ -43,19 +45,15 @@ def famo_init(
 
     Args:
         shape: the shape S of the losses; an int ``n`` means ``(n,)``.
-        dtype: floating dtype of the logits and moments.
+        dtype: floating dtype of the logits and moments, at least float32.
         device: where the state lives. None: the default device.
 
     Returns:
-        A state of zeros.
+        A state of zeros, each field of shape S.
 
     Raises:
         TypeError: ``shape`` is not an int or a sequence of ints.
         ValueError: ``shape`` has a negative entry.
-
-    References:
-        Liu, Feng, Stone and Liu. FAMO: Fast Adaptive Multitask Optimization. NeurIPS 2023.
-        https://arxiv.org/abs/2306.03792
 
     Example:
         >>> famo_init(3).logits
@@ -66,7 +64,7 @@ def famo_init(
         logits=logits,
         exp_avg=logits.clone(),
         exp_avg_sq=logits.clone(),
-        step=torch.zeros_like(logits, dtype=torch.int64),
+        updates=torch.zeros_like(logits, dtype=torch.int64),
     )
 
 
@@ -80,40 +78,38 @@ def famo_weights(
     r"""The task weights of FAMO: a convex combination, differentiable in losses and in logits.
 
     .. math::
-        c \, \frac{z_i}{\ell_i - b_i + \epsilon}, \qquad z = \mathrm{softmax}(w), \qquad
-        c = \Big( \sum_j \frac{z_j}{\ell_j - b_j + \epsilon} \Big)^{-1}
+        p = \mathrm{softmax}(w - \log d), \qquad d = \ell - b + \epsilon
 
-    Their product with the task gradients is FAMO's direction. In a functional pipeline,
-    ``losses, pullback = torch.func.vjp(losses_fn, params)`` and then
-    ``pullback(famo_weights(losses, logits))`` gives that direction exactly, and one can
-    differentiate through it.
+    with :math:`\epsilon = 10^{-8}`. In the notation of the paper this is
+    :math:`p_i = c \, z_i / d_i` with :math:`z = \mathrm{softmax}(w)` and
+    :math:`c = (\sum_j z_j / d_j)^{-1}`.
+
+    The product of these weights with the task gradients is FAMO's direction. In a functional
+    pipeline, ``losses, pullback = torch.func.vjp(losses_fn, params)`` and then
+    ``pullback(famo_weights(losses, logits))`` give that direction, and the result is differentiable
+    in the logits.
 
     Args:
-        losses: the losses :math:`\ell`, of any shape S, above ``min_losses``.
+        losses: the losses :math:`\ell`, of any shape S, none below ``min_losses``.
         logits: the logits :math:`w`, of shape S.
         min_losses: the lower bounds :math:`b`, of shape S, or one number for all.
-        mask: boolean, of shape S, True where the task is present; the others weigh 0, and the
+        mask: boolean, of shape S, True where the task is present. Absent tasks get 0, and the
             softmax runs over those present. None: all are present.
 
     Returns:
         The weights, of shape S, non-negative, with sum 1, in the dtype of ``losses`` and
-        ``logits``, at least float32.
+        ``logits``, at least float32. All present ones are nan if a loss is below its bound.
 
     Raises:
         TypeError: ``losses`` or ``logits`` is not a floating-point tensor.
         ValueError: the shapes differ, or ``mask`` is not boolean.
 
-    References:
-        Liu, Feng, Stone and Liu. FAMO: Fast Adaptive Multitask Optimization. NeurIPS 2023.
-        https://arxiv.org/abs/2306.03792
-
     Example:
         >>> famo_weights(torch.tensor([1.0, 3.0]), torch.zeros(2))
         tensor([0.7500, 0.2500])
     """
-    distance, share = _distance_and_share(losses, logits, min_losses, mask)
-    scaled = share * _common_factor(distance.detach(), mask)
-    return fill_absent(mask, scaled / _total(scaled / distance, mask) / distance, 0.0)
+    distances, logits = _distances(losses, logits, min_losses, mask)
+    return fill_absent(softmax(logits - distances.log(), mask=mask), 0.0, mask=mask)
 
 
 def famo_combine(
@@ -126,22 +122,24 @@ def famo_combine(
     r"""Combine the losses by Fast Adaptive Multitask Optimization (FAMO).
 
     .. math::
-        c \sum_i z_i \log(\ell_i - b_i + \epsilon), \qquad z = \mathrm{softmax}(w), \qquad
-        c = \Big( \sum_j \frac{z_j}{\ell_j - b_j + \epsilon} \Big)^{-1}
+        c \sum_i z_i \log d_i, \qquad d = \ell - b + \epsilon, \qquad
+        z = \mathrm{softmax}(w), \qquad c = \sum_i p_i d_i
 
-    with :math:`c` held constant in the backward pass and :math:`\epsilon = 10^{-8}`. The
-    derivative in the losses is :func:`famo_weights`.
+    with the weights :math:`p` of :func:`famo_weights` and :math:`\epsilon = 10^{-8}`. The factor
+    :math:`c` is held constant in the backward pass, so that the derivative in the losses is
+    :math:`p`.
 
     Args:
-        losses: the losses :math:`\ell`, of any shape S, above ``min_losses``.
+        losses: the losses :math:`\ell`, of any shape S, none below ``min_losses``.
         logits: the logits :math:`w`, of shape S.
         min_losses: the lower bounds :math:`b`, of shape S, or one number for all.
         mask: boolean, of shape S, True where the task is present. An absent task contributes
-            nothing to the scalar nor to any gradient, whatever its loss, and the softmax runs over
+            nothing to the scalar or to any gradient, whatever its loss, and the softmax runs over
             those present. None: all are present.
 
     Returns:
-        The scalar, of shape (), in the dtype of ``losses`` and ``logits``, at least float32.
+        The scalar, of shape (), in the dtype of ``losses`` and ``logits``, at least float32. It is
+        nan if a loss is below its bound.
 
     Raises:
         TypeError: ``losses`` or ``logits`` is not a floating-point tensor.
@@ -157,15 +155,24 @@ def famo_combine(
         >>> losses.grad
         tensor([0.7500, 0.2500])
     """
-    return famo_loss_and_weights(losses, logits, min_losses, mask)[0]
+    distances, logits = _distances(losses, logits, min_losses, mask)
+    log_distances = distances.log()
+    weights = softmax((logits - log_distances).detach(), mask=mask)
+    factor = (weights * distances.detach()).sum()
+    return factor * (softmax(logits, mask=mask) * log_distances).sum()
 
 
 def famo_delta(before: Tensor, after: Tensor, min_losses: float | Tensor = 0.0) -> Tensor:
     r"""How much each loss fell across a model update, on the logarithmic scale.
 
     .. math::
-        \delta_i = \log(\ell_i^{\text{before}} - b_i + \epsilon)
-                 - \log(\ell_i^{\text{after}} - b_i + \epsilon)
+        \delta = \log d^{\text{before}} - \log d^{\text{after}}
+        = \mathrm{log1p}\left(
+            \frac{\ell^{\text{before}} - \ell^{\text{after}}}{d^{\text{after}}} \right),
+        \qquad d = \ell - b + \epsilon
+
+    The second form keeps the digits of a small change. A loss that rises by more than the number of
+    digits of its dtype, 10 million fold in float32, has no finite :math:`\delta`.
 
     Args:
         before: the losses before the update, of any shape S.
@@ -173,28 +180,24 @@ def famo_delta(before: Tensor, after: Tensor, min_losses: float | Tensor = 0.0) 
         min_losses: the lower bounds :math:`b`, of shape S, or one number for all.
 
     Returns:
-        The falls :math:`\delta`, of shape S, in the dtype of the losses, at least float32; not
-        finite where a loss is not, or lies below its bound.
+        The falls :math:`\delta`, of shape S, in the dtype of the losses, at least float32; nan
+        where a loss is below its bound.
 
     Raises:
         TypeError: ``before`` or ``after`` is not a floating-point tensor.
         ValueError: the shapes differ.
-
-    References:
-        Liu, Feng, Stone and Liu. FAMO: Fast Adaptive Multitask Optimization. NeurIPS 2023.
-        https://arxiv.org/abs/2306.03792
 
     Example:
         >>> famo_delta(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 3.0]))
         tensor([0.6931, 0.0000])
     """
     check_tensors(None, before=before, after=after)
+    check_scalar_or_shape("min_losses", min_losses, after.shape, "before")
     before, after = in_common_dtype(before, after)
-    # log(x / y) as an area hyperbolic sine of x - y, for the difference of the logarithms of two
-    # almost equal losses keeps none of their digits, and x / y may overflow.
-    root = torch.sqrt(_distance(before, min_losses)) * torch.sqrt(_distance(after, min_losses))
-    half = constant(0.5, root) * ((before - after) / root)
-    return constant(2.0, root) * torch.asinh(half)
+    distances = after - scalar_in(after.dtype, min_losses) + EPS
+    # Two losses below their bound have a positive quotient, too.
+    distances = distances.masked_fill(distances <= 0, torch.nan)
+    return torch.log1p((before - after) / distances)
 
 
 def famo_update(
@@ -219,16 +222,12 @@ def famo_update(
         mask: boolean, of shape S, True where the task is present. None: all are present.
 
     Returns:
-        The new state. A task that is absent, or whose ``delta`` is not finite, is unchanged, and
-        the softmax runs over the others.
+        The new state, in the dtype of ``state``. A task that is absent, or whose ``delta`` is not
+        finite, is unchanged, and the softmax runs over the others.
 
     Raises:
         TypeError: ``delta`` is not a floating-point tensor.
         ValueError: the shapes differ, ``mask`` is not boolean, or a hyperparameter is negative.
-
-    References:
-        Liu, Feng, Stone and Liu. FAMO: Fast Adaptive Multitask Optimization. NeurIPS 2023.
-        https://arxiv.org/abs/2306.03792
 
     Example:
         >>> famo_update(famo_init(2), torch.tensor([0.7, 0.0])).logits  # the second fell less
@@ -237,65 +236,27 @@ def famo_update(
     check_tensors(mask, state=state.logits, delta=delta)
     check_scalar("lr", lr)
     check_scalar("weight_decay", weight_decay)
-    where, delta = measured(delta.to(state.logits.dtype), mask)
-    share = softmax(state.logits, where)
-    grad = share * (delta - sum_of_products(share, delta))
-    logits, exp_avg, exp_avg_sq, step = adam_step(
+    where, delta = measured(delta.to(state.logits.dtype), mask=mask)
+    shares = softmax(state.logits, mask=where)
+    grad = shares * (delta - (shares * delta).sum())
+    new = adam_step(
         state.logits,
         grad,
         state.exp_avg,
         state.exp_avg_sq,
-        state.step,
+        state.updates,
         lr=lr,
         weight_decay=weight_decay,
     )
-    return FAMOState(
-        logits=torch.where(where, logits, state.logits),
-        exp_avg=torch.where(where, exp_avg, state.exp_avg),
-        exp_avg_sq=torch.where(where, exp_avg_sq, state.exp_avg_sq),
-        step=torch.where(where, step, state.step),
-    )
+    return FAMOState(*(torch.where(where, *pair) for pair in zip(new, state, strict=True)))
 
 
-def famo_loss_and_weights(
+def _distances(
     losses: Tensor, logits: Tensor, min_losses: float | Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """:func:`famo_combine` and its (constant) :func:`famo_weights` at the price of one."""
-    distance, share = _distance_and_share(losses, logits, min_losses, mask)
-    fixed = distance.detach()
-    scaled = share * _common_factor(fixed, mask)
-    scaled = scaled / _total(scaled.detach() / fixed, mask)
-    weights = fill_absent(mask, scaled.detach() / fixed, 0.0)
-    return sum_of_products(scaled, torch.log(distance)), weights
-
-
-def _distance(losses: Tensor, min_losses: float | Tensor) -> Tensor:
-    """How far the losses are above their lower bounds."""
-    check_scalar_or_shape("min_losses", min_losses, losses.shape, "losses")
-    return losses - scalar_in(losses.dtype, min_losses) + constant(EPS, losses)
-
-
-def _distance_and_share(
-    losses: Tensor, logits: Tensor, min_losses: float | Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The losses above their bounds (1 where absent), and the softmax of the logits."""
+    """How far the losses are above their bounds (1 where absent), and the logits, in one dtype."""
     check_tensors(mask, logits=logits, losses=losses)
+    check_scalar_or_shape("min_losses", min_losses, losses.shape, "losses")
     losses, logits = in_common_dtype(losses, logits)
-    distance = fill_absent(mask, _distance(losses, min_losses), 1.0)
-    return distance, fill_absent(mask, softmax(logits, mask), 0.0)
-
-
-def _common_factor(distance: Tensor, mask: Tensor | None) -> Tensor:
-    """A common factor for the terms of the sum that normalises the weights, which cancels out.
-
-    Without it, losses near the largest number would leave a sum that underflows. It is not a number
-    if a loss is below its bound: there are no weights then.
-    """
-    distance = fill_absent(mask, distance, torch.finfo(distance.dtype).max)
-    return torch.sqrt(distance.amin() if distance.numel() else distance.sum())
-
-
-def _total(terms: Tensor, mask: Tensor | None) -> Tensor:
-    """The sum that normalises the weights; 1 for a batch without any task, whose sum is 0."""
-    total = terms.sum()
-    return total if mask is None else torch.where(mask.any(), total, 1.0)
+    distances = losses - scalar_in(losses.dtype, min_losses) + EPS
+    return fill_absent(distances, 1.0, mask=mask), logits

@@ -3,32 +3,36 @@ r"""IMTL-L: each loss is multiplied by a learned scale."""
 import torch
 from torch import Tensor
 
-from .checks import check_tensors
-from .precision import at_least_float32
-from .presence import fill_absent, where_present
+from .checks import check_scalar, check_tensors
+from .precision import in_common_dtype, scalar_in
+from .presence import fill_absent
 
 
-def imtll_loss(losses: Tensor, log_scale: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def imtll_loss(
+    losses: Tensor, log_scale: Tensor, *, eps: float | Tensor = 0.0, mask: Tensor | None = None
+) -> Tensor:
     r"""Combine the losses by the loss balance of Impartial Multi-Task Learning (IMTL-L).
 
     .. math::
-        \sum_i \left( e^{s_i} \ell_i - s_i \right)
+        \sum_i \left( e^{s_i} (\ell_i + \epsilon) - s_i \right)
 
-    It is :func:`uw_loss` twice over with the sign of :math:`s` turned:
+    This is twice :func:`uw_loss` at the negated parameter:
     ``imtll_loss(losses, s) == 2 * uw_loss(losses, -s)``. The scalar can be negative.
 
     Args:
         losses: the losses :math:`\ell`, of any shape S.
         log_scale: the logarithms :math:`s` of the scales, of shape S; learned, any real number.
+        eps: :math:`\epsilon`, non-negative, a number or a 0-d tensor: the size below which a loss
+            does not matter. It bounds the weight of a loss that reaches 0.
         mask: boolean, of shape S, True where the task is present. An absent task contributes
-            nothing to the scalar nor to any gradient, whatever its loss. None: all are present.
+            nothing to the scalar or to any gradient, whatever its loss. None: all are present.
 
     Returns:
         The scalar, of shape (), in the dtype of ``losses`` and ``log_scale``, at least float32.
 
     Raises:
         TypeError: ``losses`` or ``log_scale`` is not a floating-point tensor.
-        ValueError: the shapes differ, or ``mask`` is not boolean.
+        ValueError: the shapes differ, ``mask`` is not boolean, or ``eps`` is negative.
 
     References:
         Liu, Li, Kuang, Xue, Chen, Yang, Liao and Zhang. Towards Impartial Multi-Task Learning.
@@ -42,12 +46,11 @@ def imtll_loss(losses: Tensor, log_scale: Tensor, *, mask: Tensor | None = None)
         tensor(3.3863)
     """
     check_tensors(mask, log_scale=log_scale, losses=losses)
-    losses, log_scale = where_present(losses, log_scale, mask)
-    # exp(s) = exp(c) * exp(s - c), for a constant c: alone it would overflow where its product with
-    # a tiny loss does not.
-    half = 0.5 * log_scale.detach()
-    scaled = (torch.exp(half) * losses) * torch.exp(log_scale - half)
-    return (scaled - log_scale).sum()
+    check_scalar("eps", eps)
+    losses, log_scale = in_common_dtype(losses, log_scale)
+    losses = fill_absent(losses + scalar_in(losses.dtype, eps), 0.0, mask=mask)
+    log_scale = fill_absent(log_scale, 0.0, mask=mask)
+    return (torch.exp(log_scale) * losses - log_scale).sum()
 
 
 def imtll_weights(log_scale: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -58,36 +61,19 @@ def imtll_weights(log_scale: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
     Args:
         log_scale: the logarithms :math:`s` of the scales, of any shape S.
-        mask: boolean, of shape S, True where the task is present; the others weigh 0.
+        mask: boolean, of shape S, True where the task is present. Absent tasks get 0.
 
     Returns:
-        The weights, of shape S, in the dtype of ``log_scale``, at least float32.
+        The weights, of shape S, positive, in the dtype of ``log_scale``, at least float32.
 
     Raises:
         TypeError: ``log_scale`` is not a floating-point tensor.
         ValueError: ``mask`` is not boolean or not of shape S.
-
-    References:
-        Liu, Li, Kuang, Xue, Chen, Yang, Liao and Zhang. Towards Impartial Multi-Task Learning.
-        ICLR 2021. https://openreview.net/forum?id=IMPnRXEWpvr
 
     Example:
         >>> imtll_weights(torch.tensor([0.0, -2.0]))
         tensor([1.0000, 0.1353])
     """
     check_tensors(mask, log_scale=log_scale)
-    root = torch.exp(0.5 * log_scale.to(at_least_float32(log_scale.dtype)))
-    return fill_absent(mask, root * root, 0.0)
-
-
-def imtll_loss_and_weights(
-    losses: Tensor, log_scale: Tensor, mask: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """:func:`imtll_loss` of ``losses + eps``, and its (constant) weights, for modules.
-
-    They keep to scales that are finite; one factor takes 8 us less than two.
-    """
-    check_tensors(mask, log_scale=log_scale, losses=losses)
-    losses, log_scale = where_present(losses, log_scale, mask, eps)
-    scale = torch.exp(log_scale)
-    return (scale * losses - log_scale).sum(), fill_absent(mask, scale.detach(), 0.0)
+    (log_scale,) = in_common_dtype(log_scale)
+    return fill_absent(torch.exp(log_scale), 0.0, mask=mask)

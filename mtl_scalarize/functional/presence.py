@@ -3,57 +3,55 @@
 import torch
 from torch import Tensor
 
-from .precision import constant, in_common_dtype
 
-
-def fill_absent(mask: Tensor | None, tensor: Tensor, value: float) -> Tensor:
+def fill_absent(tensor: Tensor, value: float, *, mask: Tensor | None) -> Tensor:
     """``tensor`` with ``value`` where ``mask`` is False; no gradient flows to those entries.
 
-    Fill the *inputs* of a formula rather than mask its result: a nan that entered would come back
-    out of the backward pass as ``0 * nan``.
+    Fill the *inputs* of a formula, not its result: if a nan enters the formula, the backward pass
+    returns nan even for an entry whose result is masked, because ``0 * nan`` is nan.
+
+    Args:
+        tensor: of shape S.
+        value: what an absent entry becomes.
+        mask: boolean, of shape S, True where the task is present. None: all are present.
+
+    Returns:
+        A tensor of shape S.
+
+    Example:
+        >>> fill_absent(torch.tensor([1.0, torch.nan]), 0.0, mask=torch.tensor([True, False]))
+        tensor([1., 0.])
     """
-    return tensor if mask is None else torch.where(mask, tensor, constant(value, tensor))
+    return tensor if mask is None else torch.where(mask, tensor, value)
 
 
-def where_present(
-    losses: Tensor, scales: Tensor, mask: Tensor | None, eps: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """``losses + eps`` and their learned scales in one dtype, both 0 where a task is absent."""
-    losses, scales = in_common_dtype(losses, scales)
-    if eps:
-        losses = losses + constant(eps, losses)
-    return fill_absent(mask, losses, 0.0), fill_absent(mask, scales, 0.0)
+def measured(losses: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The tasks that a state function may learn from, and the losses with 0 for the others.
 
+    A state function learns from a task if it is present and its loss is finite.
 
-def measured(losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Where a state function may learn from ``losses``, and the losses with 0 elsewhere.
+    Args:
+        losses: of any shape S.
+        mask: boolean, of shape S, True where the task is present. None: all are present.
 
-    It may where the task is present and its loss finite: where replacing nan and infinity changes
-    nothing. (Two operators; ``torch.isfinite`` alone takes four.)
+    Returns:
+        A boolean tensor of shape S, and the losses, of shape S, all finite.
+
+    Example:
+        >>> measured(torch.tensor([1.0, torch.nan]))
+        (tensor([ True, False]), tensor([1., 0.]))
     """
-    losses = fill_absent(mask, losses, 0.0)
+    losses = fill_absent(losses, 0.0, mask=mask)
     finite = torch.nan_to_num(losses, nan=0.0, posinf=0.0, neginf=0.0)
     where = finite == losses
-    return (where if mask is None else where & mask), finite
+    return where if mask is None else where & mask, finite
 
 
-def softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax over all the elements where ``mask`` is True; 0 elsewhere, unless that is all.
+def softmax(logits: Tensor, *, mask: Tensor | None) -> Tensor:
+    """Softmax over all entries where ``mask`` is True. Absent entries get 0.
 
-    The smallest finite number stands in for minus infinity, so that a batch without any task has
-    no nan even inside its backward pass.
+    If every entry is absent, the result is uniform: the smallest finite number takes the place of
+    an absent logit, because minus infinity would make that case nan, backward pass included.
     """
-    logits = fill_absent(mask, logits, torch.finfo(logits.dtype).min)
-    if logits.ndim == 1:
-        return torch.softmax(logits, 0)
+    logits = fill_absent(logits, torch.finfo(logits.dtype).min, mask=mask)
     return torch.softmax(logits.flatten(), 0).reshape(logits.shape)
-
-
-def sum_of_products(a: Tensor, b: Tensor) -> Tensor:
-    """``sum(a * b)``, for vectors of up to a thousand tasks in one operator instead of two.
-
-    Beyond that the cascaded summation of ``sum`` is the more accurate, and a compiler fuses better.
-    """
-    if a.ndim == 1 and not torch.compiler.is_compiling() and a.shape[0] <= 1024:
-        return torch.dot(a, b)
-    return (a * b).sum()

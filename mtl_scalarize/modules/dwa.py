@@ -1,23 +1,19 @@
 """The module of Dynamic Weight Average."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..functional.checks import check_scalar, check_tensors
-from ..functional.dwa import (
-    DWAState,
-    dwa_accumulate_,
-    dwa_init,
-    dwa_loss_and_weights,
-    dwa_step,
-    weights_of,
-)
-from .names import Shape, as_named_shape
+from ..functional.checks import check_scalar
+from ..functional.dwa import DWAState, dwa_accumulate, dwa_combine, dwa_init, dwa_step
+from ..functional.presence import fill_absent
+from .names import Shape
 from .scalarizer import Losses, Scalarizer, default_dtype
+
+# The fields of `DWAState`. The last is not called `weights`, which are those of the last call.
+_BUFFERS = ("mean", "count", "last", "previous", "epoch_weights")
 
 
 class DWA(Scalarizer):
@@ -25,36 +21,26 @@ class DWA(Scalarizer):
 
     .. math::
         \sum_i \lambda_i \ell_i, \qquad
-        \lambda_i = K \, \frac{e^{w_i / T}}{\sum_j e^{w_j / T}}, \qquad
-        w_i = \frac{L_i(t-1)}{L_i(t-2)}
+        \lambda_i = K \, \frac{e^{r_i / T}}{\sum_j e^{r_j / T}}, \qquad
+        r_i = \frac{L_i(t-1)}{L_i(t-2)}
 
     - :math:`\ell_i` is the loss of task :math:`i` in this batch;
-    - :math:`L_i(t)` is its average over epoch :math:`t`;
+    - :math:`L_i(t)` is its mean over epoch :math:`t`;
     - :math:`T` is the temperature, :math:`K` the number of tasks.
 
     Call the module on every batch and :meth:`step` once at the end of every epoch. In the first two
-    epochs all weights are 1. Only calls in training mode (``scalarizer.train()``) with gradients
-    enabled are counted, so that a validation pass leaves the averages alone.
+    epochs all weights are 1. The functions are :func:`~mtl_scalarize.dwa_weights`, which names the
+    paper, and those beside it.
 
     Args:
-        temperature: :math:`T > 0`; the larger, the more uniform the weights. The paper uses 2.
-        shape: the shape S of the losses; an int ``n`` means ``(n,)``. Or the names of the tasks, a
-            sequence of n strings: then S is ``(n,)``, and a call may also be given the losses by
-            name. None: taken, with dtype and device, from the first losses or from a checkpoint.
-        process_group: the data-parallel ranks that balance their losses together, such as
-            ``torch.distributed.group.WORLD``: the training step is then that of one process on the
-            whole batch. Every rank must then make the call, all with a mask or all without.
-            Validation, in ``eval()`` or without gradients, stays with the rank's own losses. None:
-            each rank by itself.
+        temperature: :math:`T > 0`; the larger, the more uniform the weights. The paper uses 2. An
+            assignment to the attribute takes effect at the next :meth:`step`.
+        shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`. None:
+            taken, with dtype and device, from the first losses or from a checkpoint.
+        process_group: see :class:`Scalarizer`.
 
     Raises:
-        TypeError: ``shape`` is not an int or a sequence of ints or of names.
-        ValueError: ``temperature`` is not positive, or ``shape`` has a negative entry or a name
-            twice.
-
-    References:
-        Liu, Johns and Davison. End-to-End Multi-Task Learning with Attention. CVPR 2019.
-        https://arxiv.org/abs/1803.10704
+        ValueError: ``temperature`` is not positive.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
@@ -71,15 +57,12 @@ class DWA(Scalarizer):
         tensor(2.)
     """
 
-    _learns_from_losses = True
-
-    # All None as long as there is no shape.
-    loss_sum: Tensor
-    count: Tensor
-    last: Tensor
-    previous: Tensor
-    epochs: Tensor
-    epoch_weights: Tensor
+    if TYPE_CHECKING:  # at run time they are None until there is a shape
+        mean: Tensor
+        count: Tensor
+        last: Tensor
+        previous: Tensor
+        epoch_weights: Tensor
 
     def __init__(
         self,
@@ -89,107 +72,61 @@ class DWA(Scalarizer):
         process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         check_scalar("temperature", temperature, positive=True)
-        super().__init__(process_group, shape)
-        self._temperature = temperature
-        self.shape = None if shape is None else as_named_shape(shape)
+        super().__init__(shape, process_group=process_group)
+        self.temperature = temperature
         self._register(None if self.shape is None else dwa_init(self.shape, dtype=default_dtype()))
 
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
-        if not isinstance(losses, Tensor):
-            losses, mask = self._by_position(losses, mask)
-        learning = self._is_learning()
-        if learning:
-            losses, mask = self._of_all_ranks(losses, mask)
-        if self.shape is None:
-            self._adopt(losses, mask, learning)
-        loss_sum, count, weights = self._fetch(("loss_sum", "count", "epoch_weights"))
-        # A copy: `step` writes in place what `backward` and `weights` may still need.
-        weights = torch.ones_like(losses) if weights is None else weights.clone()
-        loss, weights = dwa_loss_and_weights(losses, weights, mask)
-        self._report(weights)
-        if learning:
-            dwa_accumulate_(loss_sum, count, losses.detach(), mask)
-        return loss
+        losses, mask = self.prepare(losses, mask)
+        state = (
+            dwa_init(losses.shape, dtype=losses.dtype, device=losses.device)
+            if self.mean is None
+            else self.state
+        )
+        weights = state.weights.clone()  # `step` may write the buffer before `backward` reads it
+        scalar = dwa_combine(losses, state._replace(weights=weights), mask=mask)
+        self.report(fill_absent, weights, 0.0, mask=mask)
+        if self.learning:
+            if self.mean is None:
+                self._register(state)
+            self.store(self.state, dwa_accumulate(state, losses.detach(), mask=mask))
+        return scalar
 
     def step(self) -> None:
-        """Close the epoch: average its losses and compute the weights of the next one."""
-        if self._has_shape():
-            self._store(self.state, dwa_step(self.state))
-            self._reweigh()
+        """Close the epoch: compute the weights of the next one. Only in training mode.
+
+        Raises:
+            ValueError: the ``temperature`` is not positive.
+        """
+        if self.training and self.mean is not None:
+            self.store(self.state, dwa_step(self.state, self.temperature))
 
     def reset(self) -> None:
+        super().reset()
         if self.shape is None:
             self._register(None)
         else:
-            self._store(self.state, dwa_init(self.shape))
-            self._reweigh()
-        self._weights = None
+            self.store(self.state, dwa_init(self.shape))
 
     @property
     def state(self) -> DWAState:
         """The state as the functional core takes it."""
-        return DWAState(*self._fetch(DWAState._fields))
+        fields = [self._buffers[name] for name in _BUFFERS]
+        return DWAState(*fields)  # type: ignore[arg-type]  # none is None where it is called
 
-    @property
-    def temperature(self) -> float:
-        """The temperature T. Setting it changes the weights of the next call."""
-        return self._temperature
-
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        check_scalar("temperature", value, positive=True)
-        self._temperature = value
-        self._reweigh()
+    def extra_repr(self) -> str:
+        shape = "" if self.shape is None else f", shape={self.names or self.shape}"
+        return f"temperature={self.temperature}{shape}"
 
     def _register(self, state: DWAState | None) -> None:
-        for name in DWAState._fields:
-            self.register_buffer(name, None if state is None else getattr(state, name))
-        # Kept because they change once an epoch; not saved because they follow from the rest.
-        weights = None if state is None else torch.ones_like(state.last)
-        self.register_buffer("epoch_weights", weights, persistent=False)
-
-    def _adopt(self, losses: Tensor, mask: Tensor | None, learning: bool) -> None:
-        """Take what was left open from the first losses to learn from."""
-        last = self._buffers["last"]
-        if last is None:
-            check_tensors(mask, losses=losses)
-            if learning:
-                self._register(dwa_init(losses.shape, dtype=losses.dtype, device=losses.device))
-        elif last.device != losses.device:
-            check_tensors(mask, weights=last, losses=losses)
-            self.to(losses.device)  # from that of a checkpoint
-
-    def _has_shape(self) -> bool:
-        return self._buffers["last"] is not None
-
-    def _reweigh(self) -> None:
-        if self._has_shape():
-            self.epoch_weights.copy_(weights_of(self.state, self._temperature))
+        for index, name in enumerate(_BUFFERS):
+            self.register_buffer(name, None if state is None else state[index])
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        last, had_shape = state_dict.get(prefix + "last"), self._has_shape()
-        if isinstance(last, Tensor) and not had_shape:
-            dtype = last.dtype if last.is_floating_point() else default_dtype()  # to be refused
-            with torch.inference_mode(False):  # or it could not be trained on
-                self._register(dwa_init(last.shape, dtype=dtype, device=last.device))
-        missing_keys, _, error_msgs = args[-3:]
-        complaints = len(missing_keys) + len(error_msgs)
+        mean = state_dict.get(prefix + "mean")
+        if self.mean is None and mean is not None:
+            with torch.inference_mode(False):  # or the state could not be trained
+                self._register(dwa_init(mean.shape, dtype=mean.dtype, device=mean.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if not had_shape and len(missing_keys) + len(error_msgs) > complaints:
-            self._register(None)
-        elif self._has_shape():
-            self.epoch_weights = self.epoch_weights.to(self.last)  # `assign` may have changed it
-        self._reweigh()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DWA":
-        loss_sum = self.loss_sum
-        super()._apply(fn, recurse)
-        if self._has_shape() and self.loss_sum.dtype is not loss_sum.dtype:
-            self.loss_sum = loss_sum.to(self.loss_sum.device)  # float64 whatever the others are
-        return self
-
-    def __repr__(self) -> str:
-        shape = "" if self.shape is None else f", shape={self.names or self.shape}"
-        return f"DWA(temperature={self.temperature}{shape})"

@@ -1,68 +1,102 @@
-"""What the four modules share."""
+"""What all methods share."""
 
-import copy
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..distributed import all_reduce_losses_and_mask
+from ..distributed import all_reduce_losses
 from ..functional.checks import check_tensors
 from ..functional.precision import at_least_float32
-from .names import Names, Shape, as_names, encode, in_order, mask_of, order_of
+from .names import Names, Shape, listed, names_and_shape, stack_by_name
 
 #: What a scalarizer takes: the losses as one tensor, or as 0-d tensors by name.
 Losses = Tensor | Mapping[str, Tensor]
 
 
 class Scalarizer(nn.Module, ABC):
-    """Base class: a module that turns a tensor of losses into one scalar.
+    """Base class of all methods: a module that turns a tensor of losses into one scalar.
 
-    A subclass keeps all its state in parameters and buffers, and its ``forward`` fetches that
-    state, calls a pure function of :mod:`mtl_scalarize.functional` and stores what comes back.
+    It has what every method needs: tasks by name, masks, data-parallel ranks, :attr:`weights`,
+    checkpoints, and precision. A subclass keeps its state in parameters and persistent buffers, and
+    leaves the arithmetic to pure functions.
 
     Args:
-        process_group: the data-parallel ranks that balance their losses together. None: each rank
-            by itself.
-        shape: what the constructor was given, which may be the names of the tasks.
+        shape: the shape S of the losses; an int ``n`` means ``(n,)``. Or the names of the tasks, a
+            sequence of n strings: S is ``(n,)``, and a call also takes the losses by name. None: no
+            state depends on the shape, or the first losses set it.
+        process_group: the data-parallel ranks that balance their losses together, such as
+            ``torch.distributed.group.WORLD``. A training step is then that of one process on the
+            whole batch. Every rank must make every training call, all with a mask or all without;
+            a call in ``eval()`` or without gradients stays with the rank's own losses. None: each
+            rank by itself.
+
+    Raises:
+        TypeError: ``shape`` is not an int or a sequence of ints or of names.
+        ValueError: ``shape`` has a negative entry or a name twice.
+
+    Attributes:
+        shape: S, a tuple of ints, or None.
+        names: the names of the tasks, or None.
+
+    Example:
+        >>> from mtl_scalarize.functional import fill_absent
+        >>> def log_sum_weights(losses, *, mask=None):
+        ...     return fill_absent(1 / losses, 0.0, mask=mask)
+        >>> class LogSum(Scalarizer):
+        ...     def forward(self, losses, mask=None):
+        ...         losses, mask = self.prepare(losses, mask)
+        ...         self.report(log_sum_weights, losses.detach(), mask=mask)
+        ...         return fill_absent(losses, 1.0, mask=mask).log().sum()
+        >>> scalarizer = LogSum(["depth", "normals"])
+        >>> scalarizer({"depth": torch.tensor(1.0), "normals": torch.tensor(2.0)})
+        tensor(0.6931)
+        >>> scalarizer.task_weights()
+        {'depth': tensor(1.), 'normals': tensor(0.5000)}
     """
 
-    #: Of the ``state_dict``, which carries it. Raise it when the keys or their meaning change, and
-    #: migrate what has an older one in ``_load_from_state_dict``.
-    _version = 1
+    __jit_unused_properties__: list[str]
 
-    #: Whether a call itself changes the state, by losses that each rank has its own of.
-    _learns_from_losses = False
-
-    #: What a checkpoint knows the tasks by, where they have names.
-    task_names: Tensor
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Hide from TorchScript what it cannot compile, so that it can compile the model around."""
+        super().__init_subclass__(**kwargs)
+        torch.jit.unused(cls.forward)
+        cls.__jit_unused_properties__ = [
+            name for name in dir(cls) if isinstance(getattr(cls, name, None), property)
+        ]
 
     def __init__(
-        self, process_group: "dist.ProcessGroup | None" = None, shape: Shape | None = None
+        self, shape: Shape | None = None, *, process_group: "dist.ProcessGroup | None" = None
     ) -> None:
         super().__init__()
+        self.names: Names | None = None
+        self.shape: tuple[int, ...] | None = None
+        if shape is not None:
+            self.names, self.shape = names_and_shape(shape)
         self.process_group = process_group
-        self.names: Names | None = None if shape is None else as_names(shape)
-        if self.names is not None:
-            self.register_buffer("task_names", encode(self.names))
-        self._may_drift = self._learns_from_losses  # until the first call has had a look
-        self._weights: Tensor | None = None
+        # The mask of this rank in the last call, for the method's second look at that batch.
+        self._rank_mask: Tensor | None = None
+        self._may_drift = True  # until the first training call has looked for ranks
+        # The function that gives the weights of the last call, its arguments and the mask. Empty if
+        # that call was inside a transform of `torch.func`, and None before a call.
+        self._last_call: (
+            tuple[Callable[..., Tensor], tuple[Any, ...], Tensor | None] | tuple[()] | None
+        ) = None
 
     @abstractmethod
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
         """Combine the losses.
 
         Args:
-            losses: the losses, of shape S. Where the tasks have names, a mapping of name to 0-d
-                loss will do; a task that is not in it is absent.
+            losses: the losses, of shape S. If the tasks have names, also a mapping of name to 0-d
+                loss; a task that is not in the mapping is absent.
             mask: boolean, of shape S, True where the task is present in this batch. An absent task
-                contributes nothing to the scalar nor to any gradient, and its state stays as it
-                is. None: all are present.
+                contributes nothing to the scalar or to any gradient, and its state does not
+                change. None: all are present.
 
         Returns:
             The scalar, of shape (), at least float32.
@@ -77,35 +111,99 @@ class Scalarizer(nn.Module, ABC):
 
         def __call__(self, losses: Losses, mask: Tensor | None = None) -> Tensor: ...
 
-    @abstractmethod
+    def update(self, losses: Losses | Callable[[], Losses], mask: Tensor | None = None) -> None:
+        """Learn from the losses after the optimizer's step. Only :class:`FAMO` does.
+
+        Args:
+            losses: the losses computed again on the same batch, as in a call. Or a function that
+                returns them: it is called only if the method needs them, and without gradients.
+            mask: boolean, of shape S, True where the task is present. None: as in the last call.
+        """
+
+    def step(self) -> None:
+        """Close the epoch. Only :class:`DWA` needs it."""
+
     def reset(self) -> None:
-        """Go back to the start: the state of a new module."""
+        """Make a new scalarizer of this one, from whatever is in its memory.
+
+        A subclass extends this: it fills its parameters and buffers.
+        """
+        self._last_call = self._rank_mask = None
+
+    def reset_parameters(self) -> None:
+        """:meth:`reset` under the name that FSDP and meta initialisation look for."""
+        self.reset()
 
     @property
     def weights(self) -> Tensor:
         """The task weights that the last call used, of shape S, detached: d scalar / d losses.
 
+        They are computed when read. Before the first call, and after a call inside a transform of
+        :mod:`torch.func`, there is no such attribute.
+
         Raises:
-            ValueError: the scalarizer has not been called yet.
+            AttributeError: there are no weights to read.
         """
-        if self._weights is None:
-            raise ValueError("`weights` are those of the last call. Found no call so far.")
-        return self._weights
+        if self._last_call:
+            function, arguments, mask = self._last_call
+            with torch.no_grad():
+                return function(*arguments, mask=mask)
+        raise AttributeError  # with the message of `__getattr__`, which Python tries next
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weights":
+            raise AttributeError(
+                f"`weights` are those of the last call. Found no call of this {type(self).__name__}"
+                " so far, or one inside a transform of `torch.func`: use the pure function there."
+            )
+        return super().__getattr__(name)
 
     def task_weights(self) -> dict[str, Tensor]:
         """The :attr:`weights` by name, each of shape ().
 
         Raises:
-            ValueError: the tasks have no names, or the scalarizer has not been called yet.
+            AttributeError: the scalarizer has not been called yet.
+            ValueError: the tasks have no names.
         """
         if self.names is None:
             raise ValueError("`task_weights` are by name. Found a scalarizer without names.")
         return dict(zip(self.names, self.weights.unbind(), strict=True))
 
-    def _by_position(
-        self, losses: Mapping[str, Tensor], mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Losses by name as the pure functions take them."""
+    # What a subclass uses.
+
+    @property
+    def learning(self) -> bool:
+        """True if a call may change the state: in training mode, with gradients enabled."""
+        return self.training and torch.is_grad_enabled()
+
+    def prepare(self, losses: Losses, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the pure functions take: the losses as one tensor, and those of all ranks.
+
+        A ``forward`` begins with it.
+
+        Args:
+            losses: as ``forward`` was given them.
+            mask: as ``forward`` was given it.
+
+        Returns:
+            The losses, of shape S, and their mask. In a call that is :attr:`learning` in a process
+            group, they are those of the whole batch (:func:`~mtl_scalarize.all_reduce_losses`).
+
+        Raises:
+            TypeError: ``losses`` is neither a tensor nor a mapping, or a mapping without names.
+            ValueError: a name is unknown, or ``mask`` does not fit.
+        """
+        losses, mask = self.by_position(losses, mask)
+        if not self.learning:
+            return losses, mask
+        if self.process_group is not None:
+            self._rank_mask = mask
+        return self.over_ranks(losses, mask)
+
+    def by_position(self, losses: Losses, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The first half of :meth:`prepare`: losses by name become one tensor."""
+        if isinstance(losses, Tensor):
+            return losses, mask
         if not isinstance(losses, Mapping):
             check_tensors(None, losses=losses)  # which refuses them
         if self.names is None:
@@ -113,30 +211,68 @@ class Scalarizer(nn.Module, ABC):
                 "`losses` should be a tensor, for the tasks of this scalarizer have no names. "
                 "Found a mapping."
             )
-        stacked, present = in_order(losses, self.names, self.task_names.device)
-        # Another rank may lack a task where this one has all, and all must have a mask or none.
-        if self.process_group is None and all(present):
-            return stacked, mask
-        return stacked, mask_of(present, mask, stacked)
+        losses, present = stack_by_name(losses, self.names)
+        check_tensors(mask, losses=losses)
+        if present is None and self.process_group is not None:
+            # Another rank may lack a task, and all ranks must have a mask or none.
+            present = torch.ones_like(losses, dtype=torch.bool)
+        return losses, mask if present is None else present if mask is None else present & mask
 
-    def _report(self, weights: Tensor) -> None:
-        """Keep the weights of this call; an exported program has no attribute to keep them in."""
-        if not torch.compiler.is_exporting():
-            # Not by `setattr`: nn.Module would look for a parameter or buffer first, for 1 us.
-            self.__dict__["_weights"] = weights
-
-    def _is_learning(self) -> bool:
-        """Whether a call may change the state: a validation pass must not."""
-        return self.training and torch.is_grad_enabled()
-
-    def _of_all_ranks(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The losses and the presence of all ranks together, where there is a process group."""
+    def over_ranks(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The second half of :meth:`prepare`: the losses and the mask of the whole batch."""
         if self.process_group is not None:
-            return all_reduce_losses_and_mask(losses, self.process_group, mask)
+            return all_reduce_losses(losses, self.process_group, mask=mask)
         if not torch.compiler.is_compiling() and self._may_drift:
             self._may_drift = False
             self._warn_if_ranks_drift()
         return losses, mask
+
+    def report(self, function: Callable[..., Tensor], *arguments: Any, mask: Tensor | None) -> None:
+        """Keep what :attr:`weights` needs: ``function(*arguments, mask=mask)``, run when read.
+
+        A ``forward`` calls it once.
+
+        Args:
+            function: a pure function that returns the task weights, of shape S.
+            arguments: what this call used of the losses and the state, detached. Of state that
+                changes later, a copy.
+            mask: what :meth:`prepare` returned.
+        """
+        if torch.compiler.is_exporting():
+            return  # an exported program has no attribute to keep them in
+        # The tensors of a transform are wrappers that end with it.
+        dead = torch._C._are_functorch_transforms_active()
+        # Not by `setattr`: nn.Module would first look for a parameter or buffer of that name.
+        self.__dict__["_last_call"] = () if dead else (function, arguments, mask)
+
+    def store(self, state: Iterable[Tensor], new: Iterable[Tensor]) -> None:
+        """Write the tensors ``new`` into the buffers ``state``.
+
+        In place, so that a captured CUDA graph, an exported program and a stack of modules under
+        ``vmap`` all advance the state that they were given.
+
+        Args:
+            state: buffers of this scalarizer.
+            new: as many tensors, of the same shapes, detached.
+        """
+        for buffer, value in zip(state, new, strict=True):
+            if value is not buffer:
+                buffer.copy_(value)
+
+    # What the tools of torch call.
+
+    @property
+    def process_group(self) -> "dist.ProcessGroup | None":
+        """The data-parallel ranks that balance their losses together. None: each rank alone."""
+        return self._group.value
+
+    @process_group.setter
+    def process_group(self, value: "dist.ProcessGroup | None") -> None:
+        self._group = _Group(value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: a copy has not been called."""
+        return {**self.__dict__, "_last_call": None}
 
     def _warn_if_ranks_drift(self) -> None:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -144,148 +280,53 @@ class Scalarizer(nn.Module, ABC):
                 f"{type(self).__name__} has no process group: each of the {dist.get_world_size()} "
                 "ranks balances by its own losses alone. "
                 "Pass `process_group=torch.distributed.group.WORLD`.",
-                stacklevel=6,  # the caller, behind `forward` and nn.Module's own two frames
+                stacklevel=7,  # the caller, behind `prepare`, `forward` and nn.Module's two frames
             )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Scalarizer":
-        memo[id(self.process_group)] = self.process_group  # cannot be copied, only shared
-        twin = self.__class__.__new__(self.__class__)
-        memo[id(self)] = twin
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return twin
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: all but the process group, which belongs to this process."""
-        return {**self.__dict__, "process_group": None}
-
-    def _fetch(self, names: Iterable[str]) -> list[Tensor]:
-        """The buffers of these names; by attribute each would take 0.4 us more."""
-        return [self._buffers[name] for name in names]  # type: ignore[misc]  # none is None here
-
-    def _store(self, state: Iterable[Tensor], new: Iterable[Tensor]) -> None:
-        """Write what changed of ``new`` into the buffers ``state``.
-
-        In place, so that a captured CUDA graph, an exported program and a stack of modules under
-        ``vmap`` all advance the state that they were given.
-        """
-        for buffer, value in zip(state, new, strict=True):
-            if value is not buffer:
-                buffer.copy_(value)
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """As ``nn.Module`` does, but all or nothing: if it raises, the state is what it was."""
-        with self._unchanged_by_failure():
-            return super().load_state_dict(state_dict, strict, assign)
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        if self.names is not None and metadata is not None:
+            metadata[prefix[:-1]]["names"] = list(self.names)
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
-        try:
-            state_dict = self._reordered(state_dict, prefix)
-        except ValueError as error:
-            error_msgs.append(str(error))
-            return
-        misfits = list(self._misfits(state_dict, prefix, local_metadata.get("version")))
-        error_msgs.extend(misfits)
-        if not misfits:  # else nothing is loaded, also where this is a part of a larger model
-            super()._load_from_state_dict(
-                state_dict,
-                prefix,
-                local_metadata,
-                strict,
-                missing_keys,
-                unexpected_keys,
-                error_msgs,
+        names = local_metadata.get("names")
+        if names is not None and self.names is not None and tuple(names) != self.names:
+            raise ValueError(
+                f"`state_dict` should be of the tasks {listed(self.names)}, in this order. "
+                f"Found {listed(names)}."
             )
-
-    def _reordered(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
-        """The state in the order of our names; of tasks without names, as it is."""
-        key = prefix + "task_names"
-        if self.names is None:
-            return state_dict
-        found = {key: self.task_names, **state_dict}  # a state without names is taken by position
-        order = order_of(found[key], self.names, key)
-        for name in {**self._parameters, **self._buffers}:
-            value = found.get(prefix + name)
-            if isinstance(value, Tensor) and value.ndim == 1 and len(value) == len(order):
-                found[prefix + name] = value[order]
-        return {**found, key: self.task_names}
-
-    def _misfits(
-        self, state_dict: dict[str, Any], prefix: str, version: int | None
-    ) -> Iterator[str]:
-        """What is wrong with a state. ``nn.Module`` would find some of it, and convert the rest."""
-        if version is not None and version > self._version:
-            yield (
-                f"the state of {type(self).__name__} should have version {self._version} or less. "
-                f"Found version {version}, of a later release: upgrade mtl-scalarize."
-            )
-        for name, expected in {**self._parameters, **self._buffers}.items():
-            key = prefix + name
-            if (
-                expected is None
-                or key not in state_dict
-                or name in self._non_persistent_buffers_set
-            ):
-                continue
-            found = state_dict[key]
-            if not isinstance(found, Tensor):
-                yield f"`{key}` should be a tensor. Found a {type(found).__name__}."
-            elif found.shape != expected.shape:
-                yield (
-                    f"`{key}` should have shape {tuple(expected.shape)}. "
-                    f"Found `{key}.shape = {tuple(found.shape)}`."
-                )
-            elif found.dtype.is_complex or (
-                found.is_floating_point() is not expected.is_floating_point()
-            ):
-                kind = "a floating-point" if expected.is_floating_point() else "an integer"
-                yield f"`{key}` should be {kind} tensor. Found `{key}.dtype = {found.dtype}`."
-
-    @contextmanager
-    def _unchanged_by_failure(self) -> Iterator[None]:
-        tensors = {**self._parameters, **self._buffers}
-        values = {
-            name: tensor.detach().clone() for name, tensor in tensors.items() if tensor is not None
-        }
-        attributes = self.__dict__.copy()
-        for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
-            attributes[name] = attributes[name].copy()
-        try:
-            yield
-        except BaseException:
-            self.__dict__.update(attributes)
-            with torch.no_grad():
-                for name, value in values.items():
-                    getattr(self, name).copy_(value)
-            raise
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        self._last_call = self._rank_mask = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Scalarizer":
-        """As ``nn.Module`` does for ``.to()``, ``.half()`` and the like, but keep the precision.
+        """As ``nn.Module`` does for ``.to()``, ``.half()`` and the like, but keep the precision."""
 
-        A model that is cast to half precision must not take the balance of its tasks along.
-        """
-
-        def apply(tensor: Tensor) -> Tensor:
+        def at_least_single(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
             if not tensor.is_floating_point():
                 return applied
             dtype = at_least_float32(applied.dtype)
             return applied if applied.dtype is dtype else tensor.to(applied.device, dtype)
 
-        super()._apply(apply, recurse)  # type: ignore[no-untyped-call]
-        if self._weights is not None:
-            self._weights = apply(self._weights)
+        return super()._apply(at_least_single, recurse)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _Group:
+    """A process group. It cannot be copied, so copies share it, and pickling leaves it behind."""
+
+    def __init__(self, value: "dist.ProcessGroup | None") -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: object) -> "_Group":
         return self
+
+    def __reduce__(self) -> tuple[type["_Group"], tuple[None]]:
+        return _Group, (None,)
 
 
 def default_dtype() -> torch.dtype:
