@@ -1,8 +1,4 @@
-"""One row a public function, one column a transform: which cells hold, and why the others cannot.
-
-The cells are tested where the columns are: `vmap`, derivatives and host reads in
-`test_transforms.py`, the compiler in `test_compile.py`. Each runs on every device of `DEVICES`.
-"""
+"""Every public function of the core, with and without a mask, and example arguments for it."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
@@ -15,8 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-import mtl_scalarize
-from mtl_scalarize import DWAState, FAMOState
+from mtl_scalarize import DWAState, FAMOState, functional
 
 TASKS = 4
 #: This task is absent from every masked example, and its loss is nan: it should not be read.
@@ -26,61 +21,10 @@ GPU = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
+#: The devices that a test runs on.
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 
-VMAPS = (
-    "vmap losses",
-    "vmap state",
-    "vmap temperature",
-    "vmap lr",
-    "vmap weight_decay",
-    "vmap min_losses",
-    "vmap mask",
-    "vmap all",
-    "vmap nested",
-)
-DERIVATIVES = ("grad", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "gradcheck", "gradgradcheck")
-TRANSFORMS = (*VMAPS, *DERIVATIVES, "no host sync")
-COMPILED = ("compile", "one graph", "any number of tasks", "export")
-COLUMNS = (*TRANSFORMS, *COMPILED)
-
-# `+` holds; any other mark is a reason why the cell cannot, spelled out below.
-MATRIX = """
-                             vmap over           derivatives       no   com- one   any  ex-
-                             l s t r d b m A N   g v j R F H 1 2   sync pile graph K    port
-
-uw_loss                      + + . . . . . + +   + + + + + + + +   +    +    +     +    +
-uw_loss masked               + + . . . . + + +   + + + + + + + +   +    +    +     +    +
-uw_weights                   . + . . . . . + +   + + + + + + + +   +    +    +     +    +
-uw_weights masked            . + . . . . + + +   + + + + + + + +   +    +    +     +    +
-imtll_loss                   + + . . . . . + +   + + + + + + + +   +    +    +     +    +
-imtll_loss masked            + + . . . . + + +   + + + + + + + +   +    +    +     +    +
-imtll_weights                . + . . . . . + +   + + + + + + + +   +    +    +     +    +
-imtll_weights masked         . + . . . . + + +   + + + + + + + +   +    +    +     +    +
-dwa_weights                  . + + . . . . + +   + + + + + + + +   +    +    +     +    +
-dwa_combine                  + + + . . . . + +   + + + + + + + +   +    +    +     +    +
-dwa_combine masked           + + + . . . + + +   + + + + + + + +   +    +    +     +    +
-dwa_init                     0 0 0 0 0 0 0 0 0   0 0 0 0 0 0 0 0   +    +    +     +    +
-dwa_accumulate               + + . . . . . + +   + + + + + + + +   +    +    +     +    +
-dwa_accumulate masked        + + . . . . + + +   + + + + + + + +   +    +    +     +    +
-dwa_step                     . + . . . . . + +   + + + + + + + +   +    +    +     +    +
-famo_weights                 + + . . . + . + +   + + + + + + + +   +    +    +     +    +
-famo_weights masked          + + . . . + + + +   + + + + + + + +   +    +    +     +    +
-famo_combine                 + + . . . + . + +   + + + + + + c c   +    +    +     +    +
-famo_combine masked          + + . . . + + + +   + + + + + + c c   +    +    +     +    +
-famo_delta                   + . . . . + . + +   + + + + + + + +   +    +    +     +    +
-famo_init                    0 0 0 0 0 0 0 0 0   0 0 0 0 0 0 0 0   +    +    +     +    +
-famo_update                  + + . + + . . + +   + + + + + + + +   +    +    +     +    +
-famo_update masked           + + . + + . + + +   + + + + + + + +   +    +    +     +    +
-"""
-
-REASONS = {
-    ".": "takes no argument of this kind",
-    "0": "takes no tensor: there is nothing to map over or to differentiate in",
-    "c": "its factor c is constant in the backward pass, not in the value: finite differences of "
-    "the value and of the gradient are others; grad ... hessian are held against a constant c",
-}
-
+#: What an argument is, by name: a new one needs a line here, and an example below.
 ROLES = {
     "losses": "losses",
     "before": "losses",
@@ -92,11 +36,11 @@ ROLES = {
     "state": "state",
     "last": "state",
     "previous": "state",
-    "epochs": "state",
     "temperature": "temperature",
     "lr": "lr",
     "weight_decay": "weight_decay",
     "min_losses": "min_losses",
+    "eps": "eps",
     "mask": "mask",
     "shape": "shape",
     "dtype": "options",
@@ -127,11 +71,9 @@ class Draw:
                 return self.number(self.tasks)
             case "last" | "previous":
                 return self.positive(self.tasks)
-            case "epochs":
-                return self.integer(2, 5)
             case "temperature":
                 return self.positive()
-            case "lr" | "weight_decay":
+            case "lr" | "weight_decay" | "eps":
                 return 0.1 * self.positive()
             case "min_losses":  # below any loss
                 return 0.1 * self.positive(self.tasks)
@@ -160,11 +102,11 @@ class Draw:
     def dwa_state(self) -> DWAState:
         count = self.integer(0, 3)
         return DWAState(
-            loss_sum=count * self.positive(self.tasks),
+            mean=(count > 0) * self.positive(self.tasks),
             count=count,
             last=self.positive(self.tasks),
             previous=self.positive(self.tasks),
-            epochs=self.integer(1, 4),
+            weights=self.positive(self.tasks),
         )
 
     def famo_state(self) -> FAMOState:
@@ -172,7 +114,7 @@ class Draw:
             logits=self.number(self.tasks),
             exp_avg=0.1 * self.number(self.tasks),
             exp_avg_sq=0.1 * self.positive(self.tasks),
-            step=self.integer(1, 5),
+            updates=self.integer(1, 5),
         )
 
 
@@ -182,7 +124,6 @@ class Row:
 
     function: Callable[..., Any]
     masked: bool
-    marks: tuple[str, ...]
 
     def __str__(self) -> str:
         return self.function.__name__ + (" masked" if self.masked else "")
@@ -203,31 +144,23 @@ class Row:
     def takes_tensors(self) -> bool:
         return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(self.inputs()))
 
-    def mark(self, column: str) -> str:
-        return self.marks[COLUMNS.index(column)]
+
+#: What the methods' functions are made of, and tested with them.
+SHARED = {f"mtl_scalarize.functional.{name}" for name in ("checks", "presence")}
 
 
-def _read_matrix() -> list[Row]:
-    rows = []
-    for line in MATRIX.splitlines():
-        name, marks = line[:29].split(), line[29:].split()
-        if name:
-            masked = name[1:] == ["masked"]
-            rows.append(Row(getattr(mtl_scalarize, name[0]), masked, tuple(marks)))
-    return rows
-
-
-ROWS = _read_matrix()
-
-
-def cells(columns: Iterable[str]) -> list[Any]:
-    """Every row under `columns`, on every device, each cell a parameter set of its own name."""
+def _rows() -> list[Row]:
+    public = [getattr(functional, name) for name in functional.__all__]
+    methods = [f for f in public if inspect.isfunction(f) and f.__module__ not in SHARED]
     return [
-        pytest.param(row, column, device, marks=marks, id=f"{row}-{column}-{device}")
-        for row in ROWS
-        for column in columns
-        for device, marks in (("cpu", []), ("cuda", GPU))
+        Row(function, masked)
+        for function in methods
+        for masked in (False, True)
+        if not masked or "mask" in inspect.signature(function).parameters
     ]
+
+
+ROWS = _rows()
 
 
 def stack(trees: Iterable[Any]) -> Any:

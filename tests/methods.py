@@ -1,10 +1,12 @@
-"""One row a method: what the contract tests need to know of each."""
+"""The registry: one row a method, with what the tests need to know of it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from torch import Tensor
+import torchjd.scalarization as peer
+from torch import Tensor, nn
 
 from mtl_scalarize import (
     DWA,
@@ -16,7 +18,6 @@ from mtl_scalarize import (
     dwa_combine,
     dwa_init,
     dwa_step,
-    dwa_weights,
     famo_combine,
     famo_delta,
     famo_init,
@@ -28,44 +29,57 @@ from mtl_scalarize import (
     uw_weights,
 )
 
-Shape = int | Sequence[int]
+Shape = int | Sequence[int] | Sequence[str]
 Batch = tuple[Tensor, Tensor | None]
+Run = Callable[[Sequence[Batch]], list[tuple[Tensor, Tensor]]]
 
-#: Batches between two calls of `DWA.step`.
+#: Batches in an epoch.
 EPOCH = 3
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method: how to make its module, what it is called, and what a run of it should give."""
+    """A method: how to make its module, and what a run of it should give."""
 
     name: str
-    make: Callable[[Shape], Scalarizer]
+    #: Makes its module, from a shape or names and keyword arguments.
+    make: Callable[..., Scalarizer] = field(repr=False)
+    #: Its `repr` for the shape (3,).
     repr: str
-    keys: tuple[str, ...]
-    parameters: tuple[str, ...]
     #: The same run by the pure functions: a scalar and task weights for each batch.
-    functional: Callable[[Sequence[Batch]], list[tuple[Tensor, Tensor]]] = field(repr=False)
+    functional: Run = field(repr=False)
+    #: torchjd's module for so many tasks, if it has the method.
+    peer: Callable[..., nn.Module] | None = field(repr=False)
+    #: The keys of its state_dict, sorted; of a stateless method, none.
+    keys: tuple[str, ...] = ()
+    #: Those of them that an optimizer learns.
+    parameters: tuple[str, ...] = ()
+    #: Those of them that a call writes for every task, absent or not.
+    rewritten: tuple[str, ...] = ()
+    #: Whether `update` learns.
+    updates: bool = False
+    #: Whether the first losses set the shape.
+    lazy: bool = False
 
     def __str__(self) -> str:
         return self.name
 
 
 def learn(scalarizer: Scalarizer, index: int, batch: Batch) -> tuple[Tensor, Tensor]:
-    """One step of a user's loop: call, backward, optimizer, and the method's own verb."""
+    """One step of a user's loop, which is the same for every method."""
     losses, mask = batch
     scalar = scalarizer(losses, mask)
+    weights = scalarizer.weights
     if list(scalarizer.parameters()):
         scalarizer.zero_grad()
         scalar.backward()
         with torch.no_grad():
             for parameter in scalarizer.parameters():
                 parameter -= 0.1 * parameter.grad
-    if isinstance(scalarizer, DWA) and index % EPOCH == EPOCH - 1:
+    scalarizer.update(lambda: after(losses), mask)
+    if index % EPOCH == EPOCH - 1:
         scalarizer.step()
-    if isinstance(scalarizer, FAMO) and not scalarizer.amortized:
-        scalarizer.update(after(losses))
-    return scalar.detach(), scalarizer.weights
+    return scalar.detach(), weights
 
 
 def after(losses: Tensor) -> Tensor:
@@ -75,24 +89,20 @@ def after(losses: Tensor) -> Tensor:
 
 
 def _learned(
-    loss: Callable[..., Tensor], weights: Callable[..., Tensor]
-) -> Callable[[Sequence[Batch]], list[tuple[Tensor, Tensor]]]:
-    def run(batches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
-        parameter, out = torch.zeros_like(batches[0][0]), []
-        for losses, mask in batches:
-            out.append((loss(losses, parameter, mask=mask), weights(parameter, mask=mask)))
-            gradient = torch.func.grad(loss, argnums=1)(losses, parameter, mask=mask)
-            parameter = parameter - 0.1 * gradient
-        return out
-
-    return run
+    loss: Callable[..., Tensor], weights: Callable[..., Tensor], batches: Sequence[Batch]
+) -> list[tuple[Tensor, Tensor]]:
+    parameter, out = torch.zeros_like(batches[0][0]), []
+    for losses, mask in batches:
+        out.append((loss(losses, parameter, mask=mask), weights(parameter, mask=mask)))
+        gradient = torch.func.grad(loss, argnums=1)(losses, parameter, mask=mask)
+        parameter = parameter - 0.1 * gradient
+    return out
 
 
 def _dwa(batches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
     state, out = dwa_init(batches[0][0].shape, dtype=batches[0][0].dtype), []
     for index, (losses, mask) in enumerate(batches):
-        weights = dwa_weights(state.last, state.previous)
-        weights = weights if mask is None else torch.where(mask, weights, 0.0)
+        weights = state.weights if mask is None else torch.where(mask, state.weights, 0.0)
         out.append((dwa_combine(losses, state, mask=mask), weights))
         state = dwa_accumulate(state, losses, mask=mask)
         if index % EPOCH == EPOCH - 1:
@@ -100,76 +110,76 @@ def _dwa(batches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
     return out
 
 
-def _famo(batches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
-    state, out = famo_init(batches[0][0].shape, dtype=batches[0][0].dtype), []
-    for losses, mask in batches:
-        scalar = famo_combine(losses, state.logits, mask=mask)
-        out.append((scalar, famo_weights(losses, state.logits, mask=mask)))
-        state = famo_update(state, famo_delta(losses, after(losses)), mask=mask)
-    return out
-
-
-def _famo_amortized(batches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
+def _famo(batches: Sequence[Batch], *, amortized: bool) -> list[tuple[Tensor, Tensor]]:
     state, out = famo_init(batches[0][0].shape, dtype=batches[0][0].dtype), []
     previous = torch.full_like(batches[0][0], torch.nan)
     for losses, mask in batches:
-        state = famo_update(state, famo_delta(previous, losses), mask=mask)
+        if amortized:
+            state = famo_update(state, famo_delta(previous, losses), mask=mask)
+            previous = losses if mask is None else torch.where(mask, losses, previous)
         scalar = famo_combine(losses, state.logits, mask=mask)
         out.append((scalar, famo_weights(losses, state.logits, mask=mask)))
-        previous = losses if mask is None else torch.where(mask, losses, previous)
+        if not amortized:
+            state = famo_update(state, famo_delta(losses, after(losses)), mask=mask)
     return out
 
 
-FAMO_KEYS = ("exp_avg", "exp_avg_sq", "logits", "min_losses", "previous_losses", "step")
-DWA_KEYS = ("count", "epochs", "last", "loss_sum", "previous")
+_DWA = {"functional": _dwa, "keys": ("count", "epoch_weights", "last", "mean", "previous")}
+_FAMO_KEYS = ("exp_avg", "exp_avg_sq", "logits", "previous_losses", "updates")
 
 METHODS = [
     Method(
         "UW",
         UW,
         "UW(shape=(3,))",
-        ("log_var",),
-        ("log_var",),
-        _learned(uw_loss, uw_weights),
+        partial(_learned, uw_loss, uw_weights),
+        peer.UW,
+        keys=("log_var",),
+        parameters=("log_var",),
     ),
     Method(
         "IMTLL",
         IMTLL,
         "IMTLL(shape=(3,))",
-        ("log_scale",),
-        ("log_scale",),
-        _learned(imtll_loss, imtll_weights),
+        partial(_learned, imtll_loss, imtll_weights),
+        peer.IMTLL,
+        keys=("log_scale",),
+        parameters=("log_scale",),
     ),
     Method(
         "DWA",
-        lambda shape: DWA(shape=shape),
+        lambda shape, **options: DWA(shape=shape, **options),
         "DWA(temperature=2.0, shape=(3,))",
-        DWA_KEYS,
-        (),
-        _dwa,
+        peer=lambda tasks, **options: peer.DWA(**options),
+        **_DWA,
     ),
     Method(
         "DWA without shape",
-        lambda shape: DWA(),
+        lambda shape, **options: DWA(**options),
         "DWA(temperature=2.0)",
-        DWA_KEYS,
-        (),
-        _dwa,
+        peer=lambda tasks, **options: peer.DWA(**options),
+        lazy=True,
+        **_DWA,
     ),
     Method(
         "FAMO",
         FAMO,
         "FAMO(shape=(3,), lr=0.025, weight_decay=0.001)",
-        FAMO_KEYS,
-        (),
-        _famo,
+        partial(_famo, amortized=False),
+        peer.FAMO,
+        keys=_FAMO_KEYS,
+        rewritten=("previous_losses",),
+        updates=True,
     ),
     Method(
         "FAMO amortized",
-        lambda shape: FAMO(shape, amortized=True),
+        partial(FAMO, amortized=True),
         "FAMO(shape=(3,), lr=0.025, weight_decay=0.001, amortized=True)",
-        FAMO_KEYS,
-        (),
-        _famo_amortized,
+        partial(_famo, amortized=True),
+        None,
+        keys=_FAMO_KEYS,
     ),
 ]
+
+#: Those that can have names: all that take a shape.
+NAMED = [method for method in METHODS if not method.lazy]

@@ -5,23 +5,17 @@ import copy
 import pytest
 import torch
 from functions import DEVICES
+from methods import NAMED
 from torch import Tensor, nn
 
-from mtl_scalarize import DWA, FAMO, IMTLL, UW, Scalarizer
+from mtl_scalarize import Scalarizer
 
 TASKS = 3
-METHODS = {
-    "UW": lambda: UW(TASKS),
-    "IMTLL": lambda: IMTLL(TASKS),
-    "DWA": lambda: DWA(shape=TASKS),
-    "FAMO": lambda: FAMO(TASKS),
-    "FAMO amortized": lambda: FAMO(TASKS, amortized=True),
-}
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=NAMED, ids=str)
 def scalarizer(request: pytest.FixtureRequest) -> Scalarizer:
-    return METHODS[request.param]()
+    return request.param.make(TASKS)
 
 
 class Training:
@@ -62,15 +56,14 @@ class Training:
         self.scaler.scale(scalar).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if isinstance(self.scalarizer, FAMO) and not self.scalarizer.amortized:
-            with torch.no_grad():
-                self.scalarizer.update(self.losses())
+        self.scalarizer.update(self.losses)
         after = self.network.parameters()
         return any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
 def floating_state(scalarizer: Scalarizer) -> dict[str, Tensor]:
-    state = scalarizer.state_dict()
+    """Without FAMO's losses of the last call, which an update leaves nan."""
+    state = {k: v for k, v in scalarizer.state_dict().items() if k != "previous_losses"}
     return {name: value.clone() for name, value in state.items() if value.is_floating_point()}
 
 
@@ -82,14 +75,11 @@ def test_training_under_autocast(scalarizer: Scalarizer, dtype: torch.dtype, dev
     made = []
     for index in range(60):
         made.append(training.step())
-        if isinstance(scalarizer, DWA) and index % 10 == 9:
+        if index % 10 == 9:
             scalarizer.step()
     assert (training.losses() < first).all()
     assert all(value.isfinite().all() for value in floating_state(scalarizer).values())
-    assert {value.dtype for value in floating_state(scalarizer).values()} <= {
-        torch.float32,
-        torch.float64,  # DWA's sum
-    }
+    assert {value.dtype for value in floating_state(scalarizer).values()} == {torch.float32}
     skipped = made.count(False)
     assert skipped > 0 if dtype is torch.float16 else skipped == 0
 
@@ -101,9 +91,9 @@ def test_a_skipped_step_teaches_nothing(scalarizer: Scalarizer, device: str) -> 
     learned = {name: value.clone() for name, value in scalarizer.named_parameters()}
     assert not training.step()
     torch.testing.assert_close(dict(scalarizer.named_parameters()), learned, rtol=0, atol=0)
-    if isinstance(scalarizer, FAMO):
+    if hasattr(scalarizer, "logits"):
         assert scalarizer.logits.tolist() == [0.0] * TASKS
-    if isinstance(scalarizer, DWA):  # it averages the losses of all batches
+    if hasattr(scalarizer, "count"):  # DWA averages the losses of all batches
         assert scalarizer.count.tolist() == [1] * TASKS
 
 
@@ -127,9 +117,7 @@ def test_a_model_cast_whole_keeps_its_scalarizer(
             scalars.append(each(losses))
             scalars[-1].backward(retain_graph=True)
             torch.optim.SGD([*each.parameters(), torch.zeros(1)], lr=0.1).step()
-            if isinstance(each, FAMO) and not each.amortized:
-                each.update(0.9 * losses.detach())
-            if isinstance(each, DWA):
-                each.step()
+            each.update(0.9 * losses.detach())
+            each.step()
         torch.testing.assert_close(*scalars, rtol=0, atol=0)
     torch.testing.assert_close(floating_state(scalarizer), floating_state(twin), rtol=0, atol=0)

@@ -11,17 +11,16 @@ import pytest
 import torch
 from methods import EPOCH, METHODS, Batch, Method, after, learn
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
-from mtl_scalarize import FAMO, DWAState, FAMOState, Scalarizer, dwa_init, famo_init
+import mtl_scalarize
+from mtl_scalarize import Scalarizer
 
 SHAPES = [(), (1,), (3,), (2, 3)]
 #: Long enough for DWA to leave its two uniform epochs behind.
 LENGTH = 4 * EPOCH
 
-
-@pytest.fixture(params=METHODS, ids=str)
-def method(request: pytest.FixtureRequest) -> Method:
-    return request.param
+pytestmark = pytest.mark.parametrize("method", METHODS, ids=str)
 
 
 def batches(
@@ -58,8 +57,12 @@ def snapshot(scalarizer: Scalarizer) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in scalarizer.state_dict().items()}
 
 
+def assert_same(found: object, expected: object) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def assert_same_state(scalarizer: Scalarizer, expected: dict[str, Tensor]) -> None:
-    torch.testing.assert_close(scalarizer.state_dict(), expected, rtol=0, atol=0, equal_nan=True)
+    assert_same(dict(scalarizer.state_dict()), dict(expected))
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all present", "masked"])
@@ -86,20 +89,53 @@ def test_gradient_of_the_losses_is_the_weights(
         learn(scalarizer, index, (losses.detach(), mask))
 
 
-def test_weights_stay_those_of_the_call_they_were_read_from(method: Method) -> None:
-    scalarizer = method.make((3,)).double()
-    read, copies = [], []
-    for index, batch in enumerate(batches()):
-        learn(scalarizer, index, batch)
-        read.append(scalarizer.weights)
-        copies.append(scalarizer.weights.clone())
-    torch.testing.assert_close(read, copies, rtol=0, atol=0)
+def test_weights_are_those_of_the_last_call_whatever_came_after_it(method: Method) -> None:
+    scalarizer = started(method)
+    losses = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
+    scalarizer(losses)
+    expected = scalarizer.weights
+    kept = expected.clone()
+    with torch.no_grad():
+        for parameter in scalarizer.parameters():
+            parameter += 1.0
+    scalarizer.update(after(losses))
+    scalarizer.step()
+    assert_same(scalarizer.weights, kept)
+    scalarizer(losses)
+    assert_same(expected, kept)
 
 
-def test_weights_need_a_call(method: Method) -> None:
+def test_there_are_no_weights_before_a_call(method: Method) -> None:
     scalarizer = method.make((3,))
-    with pytest.raises(ValueError, match="Found no call so far"):
+    assert not hasattr(scalarizer, "weights")
+    with pytest.raises(AttributeError, match="`weights` are those of the last call"):
         _ = scalarizer.weights
+    scalarizer(torch.ones(3))
+    assert scalarizer.weights.shape == (3,)
+    scalarizer.reset()
+    assert not hasattr(scalarizer, "weights")
+    with pytest.raises(AttributeError, match="no attribute 'loss'"):  # any other, as in torch
+        _ = scalarizer.loss
+
+
+@pytest.mark.parametrize("compiler", [lambda f: f, torch.compile], ids=["eager", "compiled"])
+def test_transforms_leave_nothing_dead_behind(
+    method: Method, compiler: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
+) -> None:
+    torch._dynamo.reset()
+    scalarizer = started(method, dtype=torch.float32)
+
+    def call(state: dict[str, Tensor], losses: Tensor) -> Tensor:
+        return functional_call(scalarizer, state, (losses,))
+
+    losses = torch.tensor([[3.0, 2.0, 1.0], [2.0, 2.0, 1.0]])
+    state = {name: torch.stack([value, value]) for name, value in snapshot(scalarizer).items()}
+    for transform in (vmap(call), vmap(grad(call, argnums=1))):
+        scalarizer(losses[0])
+        compiler(transform)(state, losses)
+        assert not hasattr(scalarizer, "weights")
+        for twin in (copy.deepcopy(scalarizer), pickle.loads(pickle.dumps(scalarizer))):
+            twin.double()(losses[0].double())
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16], ids=str)
@@ -113,24 +149,32 @@ def test_arithmetic_runs_in_float32(
             scalar, weights = learn(scalarizer, index, (losses, None))
         assert scalar.dtype == weights.dtype == torch.float32
         if dtype is torch.float32:  # the second forward pass of FAMO rounds in half precision
-            expected = learn(reference, index, (losses, None))
-            torch.testing.assert_close((scalar, weights), expected, rtol=0, atol=0)
+            assert_same((scalar, weights), learn(reference, index, (losses, None)))
 
 
-def test_float64_losses_give_a_float64_scalar(method: Method) -> None:
-    losses = torch.ones(3, dtype=torch.float64)
-    assert method.make((3,)).double()(losses).dtype == torch.float64
+def dtypes(scalarizer: Scalarizer) -> set[torch.dtype]:
+    return {value.dtype for value in scalarizer.state_dict().values() if value.is_floating_point()}
 
 
-def test_state_is_at_least_float32_by_default(method: Method) -> None:
-    torch.set_default_dtype(torch.bfloat16)
+def test_float64_losses_give_a_float64_scalar_and_leave_the_state_as_it_is(method: Method) -> None:
+    scalarizer = method.make((3,))
+    scalarizer(torch.ones(3))
+    learn(scalarizer, 0, (torch.ones(3, dtype=torch.float64), None))
+    assert scalarizer(torch.ones(3, dtype=torch.float64)).dtype == torch.float64
+    assert dtypes(scalarizer) <= {torch.float32}
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
+def test_new_state_has_the_default_dtype_and_at_least_float32(
+    method: Method, default: torch.dtype
+) -> None:
+    torch.set_default_dtype(default)
     try:
         scalarizer = method.make((3,))
         scalarizer(torch.ones(3))
     finally:
         torch.set_default_dtype(torch.float32)
-    floating = [v for v in scalarizer.state_dict().values() if v.is_floating_point()]
-    assert {v.dtype for v in floating} <= {torch.float32, torch.float64}
+    assert dtypes(scalarizer) <= {torch.promote_types(default, torch.float32)}
 
 
 @pytest.mark.parametrize("cast", [nn.Module.half, nn.Module.bfloat16], ids=["half", "bfloat16"])
@@ -142,48 +186,44 @@ def test_casting_a_model_down_leaves_the_state_as_it_is(
     model = cast(nn.ModuleDict({"net": nn.Linear(2, 2), "scalarizer": scalarizer}))
     assert model["net"].weight.dtype.itemsize == 2
     assert_same_state(scalarizer, expected)
-
-
-def test_casting_goes_no_lower_than_single(method: Method) -> None:
-    scalarizer = method.make((3,)).double().half()
-    floating = [v for v in scalarizer.state_dict().values() if v.is_floating_point()]
-    assert {v.dtype for v in floating} <= {torch.float32, torch.float64}
-    expected = {name: v.dtype for name, v in method.make((3,)).state_dict().items()}
-    assert {name: v.dtype for name, v in scalarizer.state_dict().items()} == expected
-
-
-def test_casting_may_come_with_another_device(method: Method) -> None:
-    scalarizer = method.make((3,)).to("meta", torch.half)
-    state = scalarizer.state_dict()
-    assert {value.device.type for value in state.values()} <= {"meta"}
-    assert {value.dtype for value in state.values()} <= {torch.float32, torch.float64, torch.int64}
-    scalarizer.to_empty(device="cpu")  # as a model that is made without memory gets some
-    scalarizer.reset()
-    scalarizer(torch.ones(3))
+    assert dtypes(started(method).half()) <= {torch.float32}  # from double, no lower than single
 
 
 def test_casting_to_double_and_back_loses_nothing(method: Method) -> None:
     scalarizer, untouched = (started(method, dtype=torch.float32) for _ in range(2))
     scalarizer.double()
-    torch.testing.assert_close(scalarizer.weights, untouched.weights.double(), rtol=0, atol=0)
     losses = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     assert copy.deepcopy(scalarizer)(losses).dtype == torch.float64
-    scalarizer.float()
-    assert_same_state(scalarizer, untouched.state_dict())
+    assert_same_state(scalarizer.float(), untouched.state_dict())
+
+
+@pytest.mark.parametrize("reset", [Scalarizer.reset, Scalarizer.reset_parameters])
+def test_reset_makes_a_new_scalarizer_of_any_memory(
+    method: Method, reset: Callable[[Scalarizer], None]
+) -> None:
+    fresh = method.make((3,)).double()
+    with torch.device("meta"):
+        made_on_meta = method.make((3,)).to("meta", torch.double)
+    made_on_meta.to_empty(device="cpu")
+    for buffer in made_on_meta.buffers():
+        buffer.fill_(7)  # what memory may hold
+    for scalarizer in (started(method), made_on_meta):
+        reset.__get__(scalarizer)() if reset is Scalarizer.reset_parameters else scalarizer.reset()
+        assert_same_state(scalarizer, fresh.state_dict())
+        assert_same(run_on(scalarizer), run_on(copy.deepcopy(fresh)))
 
 
 @pytest.mark.parametrize(
     "copied",
-    [copy.deepcopy, lambda scalarizer: pickle.loads(pickle.dumps(scalarizer))],
-    ids=["deepcopy", "pickle"],
+    [copy.copy, copy.deepcopy, lambda scalarizer: pickle.loads(pickle.dumps(scalarizer))],
+    ids=["copy", "deepcopy", "pickle"],
 )
 def test_a_copy_goes_on_as_the_original(
     method: Method, copied: Callable[[Scalarizer], Scalarizer]
 ) -> None:
-    original = started(method)
-    twin = copied(original)
-    torch.testing.assert_close(twin.weights, original.weights, rtol=0, atol=0)
-    torch.testing.assert_close(run_on(twin), run_on(original), rtol=0, atol=0, equal_nan=True)
+    original, twin = started(method), copied(started(method))
+    assert not hasattr(twin, "weights")  # it has not been called
+    assert_same(run_on(twin), run_on(original))
 
 
 def test_a_resumed_run_is_bit_identical(method: Method) -> None:
@@ -193,14 +233,13 @@ def test_a_resumed_run_is_bit_identical(method: Method) -> None:
     file.seek(0)
     resumed = method.make((3,)).double()
     resumed.load_state_dict(torch.load(file, weights_only=True))
-    torch.testing.assert_close(run_on(resumed), run_on(original), rtol=0, atol=0, equal_nan=True)
+    assert_same(run_on(resumed), run_on(original))
 
 
 @pytest.mark.parametrize("shape", [0, (2, 0)], ids=str)
 def test_no_tasks_are_worth_nothing(method: Method, shape: int | tuple[int, ...]) -> None:
-    scalarizer = method.make(shape)
     losses = torch.ones(shape, requires_grad=True)
-    scalar, weights = learn(scalarizer, 0, (losses, None))
+    scalar, weights = learn(method.make(shape), 0, (losses, None))
     assert scalar == 0
     assert weights.shape == losses.shape
 
@@ -210,26 +249,10 @@ def test_a_shape_may_be_of_any_integers(method: Method) -> None:
         assert method.make(shape)(torch.ones(3)).shape == ()
 
 
-def test_state_dict_has_the_documented_keys(method: Method) -> None:
-    assert tuple(sorted(started(method).state_dict())) == method.keys
-
-
-def test_only_learned_parameters_reach_an_optimizer(method: Method) -> None:
-    assert tuple(name for name, _ in method.make((3,)).named_parameters()) == method.parameters
-
-
-def test_reset_goes_back_to_the_start(method: Method) -> None:
-    scalarizer, fresh = started(method), method.make((3,)).double()
-    scalarizer.reset()
-    assert_same_state(scalarizer, fresh.state_dict())
-    torch.testing.assert_close(run_on(scalarizer), run_on(fresh), rtol=0, atol=0, equal_nan=True)
-
-
-def test_reset_forgets_the_last_call(method: Method) -> None:
+def test_state_is_what_the_registry_says(method: Method) -> None:
     scalarizer = started(method)
-    scalarizer.reset()
-    with pytest.raises(ValueError, match="Found no call so far"):
-        _ = scalarizer.weights
+    assert tuple(sorted(scalarizer.state_dict())) == method.keys
+    assert tuple(name for name, _ in scalarizer.named_parameters()) == method.parameters
 
 
 def test_a_copy_of_a_model_keeps_what_it_shares(method: Method) -> None:
@@ -262,39 +285,41 @@ def test_a_validation_pass_changes_no_state(
     scalarizer.train(training)
     with context():
         scalar = scalarizer(losses)
+    if not training:
+        scalarizer.update(after(losses))
+        scalarizer.step()
     assert_same_state(scalarizer, expected)
     if method.name != "FAMO amortized":  # whose call in training first updates the logits
-        torch.testing.assert_close(scalar, in_training, rtol=0, atol=0)
+        assert_same(scalar, in_training)
 
 
 def test_a_validation_pass_may_come_first(method: Method) -> None:
     validated, fresh = method.make((3,)).double(), method.make((3,)).double()
     with torch.inference_mode():
         validated(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
-    torch.testing.assert_close(run_on(validated), run_on(fresh), rtol=0, atol=0, equal_nan=True)
+    assert_same(run_on(validated), run_on(fresh))
 
 
 def test_an_absent_task_leaves_no_trace(method: Method) -> None:
     """Whatever stands in its place, down to the bits of its state."""
     results = []
+    mask = torch.tensor([True, False, True])
     for junk in (torch.nan, torch.inf, -1.0, 7.0):
         scalarizer = started(method)
         before = snapshot(scalarizer)
-        mask = torch.tensor([True, False, True])
         for index in range(EPOCH):
             losses = torch.tensor([3.0, junk, 1.0], dtype=torch.float64, requires_grad=True)
             scalar = scalarizer(losses, mask)
             gradients = torch.autograd.grad(scalar, [losses, *scalarizer.parameters()])
             assert [float(gradient[1]) for gradient in gradients] == [0.0] * len(gradients)
             assert scalarizer.weights[1] == 0
-            if isinstance(scalarizer, FAMO) and not scalarizer.amortized:
-                scalarizer.update(after(losses))
-            results.append((index, junk, scalar.detach(), gradients))
+            scalarizer.update(after(losses))
+            results.append((index, scalar.detach(), gradients))
         for name, value in scalarizer.state_dict().items():
-            if name != "previous_losses":  # that of an absent task is forgotten by plain FAMO
-                torch.testing.assert_close(value[1], before[name][1], rtol=0, atol=0)
-    for index, _, scalar, gradients in results[EPOCH:]:
-        torch.testing.assert_close((scalar, gradients), results[index][2:], rtol=0, atol=0)
+            if name not in method.rewritten:
+                assert_same(value[1], before[name][1])
+    for index, scalar, gradients in results[EPOCH:]:
+        assert_same((scalar, gradients), results[index][1:])
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
@@ -307,34 +332,64 @@ def test_a_batch_without_any_task_is_worth_nothing(method: Method) -> None:
         scalar.backward()
     assert scalar == 0
     assert losses.grad.tolist() == [0.0, 0.0, 0.0]
-    if isinstance(scalarizer, FAMO) and not scalarizer.amortized:
-        scalarizer.update(losses)
-        del before["previous_losses"]
-    state = {name: scalarizer.state_dict()[name] for name in before}
-    torch.testing.assert_close(state, before, rtol=0, atol=0, equal_nan=True)
+    scalarizer.update(losses)
+    assert_same_state(scalarizer, before)
 
 
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf, -torch.inf])
 def test_one_bad_batch_is_reported_but_not_remembered(method: Method, junk: float) -> None:
     scalarizer, reference = started(method), started(method)
-    bad = torch.tensor([3.0, junk, 1.0], dtype=torch.float64, requires_grad=True)
-    scalar = scalarizer(bad)
-    assert not torch.isfinite(scalar)
-    if isinstance(scalarizer, FAMO) and not scalarizer.amortized:
-        scalarizer.update(after(bad))
-        reference(bad.detach(), torch.isfinite(bad))
-        reference.update(after(bad))
-    else:
-        reference(bad.detach(), torch.isfinite(bad))
-    torch.testing.assert_close(
-        run_on(scalarizer), run_on(reference), rtol=0, atol=0, equal_nan=True
-    )
+    bad = torch.tensor([3.0, junk, 1.0], dtype=torch.float64)
+    assert not torch.isfinite(scalarizer(bad))
+    reference(bad, torch.isfinite(bad))
+    for each in (scalarizer, reference):
+        each.update(after(bad))
+    assert_same(run_on(scalarizer), run_on(reference))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("init", [dwa_init, famo_init], ids=lambda init: init.__name__)
-def test_no_two_fields_of_a_new_state_share_memory(
-    init: Callable[..., DWAState | FAMOState], dtype: torch.dtype
-) -> None:
-    state = init(3, dtype=dtype)
-    assert len({value.data_ptr() for value in state}) == len(state)
+def test_update_calls_a_function_only_if_it_needs_it_and_without_gradients(method: Method) -> None:
+    calls = []
+
+    def again() -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        return after(losses)
+
+    scalarizer, twin = method.make((3,)), method.make((3,))
+    losses = torch.ones(3)
+    for each in (scalarizer, twin):
+        each(losses)
+    assert scalarizer.update(again) is None
+    twin.update(again().detach())
+    assert calls == [False, True] if method.updates else [True]
+    assert_same_state(scalarizer, twin.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the shapes that are checked
+def test_a_model_with_it_can_be_traced_and_scripted(method: Method) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(2, 3)
+            self.scalarizer = method.make((3,))
+
+        def forward(self, features: Tensor) -> Tensor:
+            return self.net(features)
+
+    class Total(Model):
+        def forward(self, features: Tensor) -> Tensor:
+            return self.scalarizer(self.net(features).square().mean(0))
+
+    features = torch.ones(4, 2)
+    for model, compiled in (
+        (Model(), torch.jit.script),
+        (Model(), lambda model: torch.jit.trace(model, features)),
+        (Total().eval(), lambda model: torch.jit.trace(model, features)),
+    ):
+        assert_same(compiled(model)(features), model(features))
+
+
+def test_every_public_method_has_a_row(method: Method) -> None:
+    public = [getattr(mtl_scalarize, name) for name in mtl_scalarize.__all__]
+    methods = {k for k in public if isinstance(k, type) and issubclass(k, Scalarizer)}
+    assert {type(row.make((3,))) for row in METHODS} == methods - {Scalarizer}

@@ -5,11 +5,14 @@ import sys
 
 import pytest
 import torch
-from matplotlib.colors import LogNorm
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from mtl_scalarize import DWA, FAMO, UW, History
+
+pytest.importorskip("matplotlib")
+
+from matplotlib.colors import LogNorm
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 
 def recorded(history: History, steps: int, mask: Tensor | None = None) -> Tensor:
@@ -257,7 +260,7 @@ def test_a_record_that_is_refused_leaves_no_trace(
 
 
 def test_there_is_nothing_to_record_before_a_call() -> None:
-    with pytest.raises(ValueError, match="Found no call so far"):
+    with pytest.raises(AttributeError, match="Found no call of this UW so far"):
         History(UW(2)).record(torch.ones(2))
 
 

@@ -1,19 +1,19 @@
-"""The peer as oracle: whatever torchjd 0.18.0 computes, both layers compute.
+"""The peer as oracle: whatever torchjd 0.18.0 computes, the modules compute.
 
 Both run in float64 and should differ by rounding only. RELATIVE allows what a hundred steps,
 each of which feeds the rounding of the one before into a network and into Adam's quotient, may
 make of it; no step is compared more loosely than the last one.
 """
 
-import contextlib
-from collections.abc import Callable
-from operator import attrgetter
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from methods import METHODS
 from torch import Tensor, nn
 from torchjd import scalarization as peer
 
@@ -25,90 +25,22 @@ TASKS = 3
 BOUNDS = torch.tensor([-0.5, 0.0, 0.01], dtype=F64)  # FAMO's min_losses
 
 
-class CoreUW(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_var = nn.Parameter(torch.zeros(TASKS, dtype=F64))
-
-    def forward(self, losses: Tensor) -> Tensor:
-        return mtl.uw_loss(losses, self.log_var)
-
-
-class CoreIMTLL(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(TASKS, dtype=F64))
-
-    def forward(self, losses: Tensor) -> Tensor:
-        return mtl.imtll_loss(losses, self.log_scale)
+def cases() -> Iterator[Any]:
+    """Theirs and ours: every method that torchjd has, and its hyperparameters."""
+    variants: dict[type[nn.Module], list[dict[str, Any]]] = {
+        peer.DWA: [{"temperature": 0.3}],
+        peer.FAMO: [{"min_losses": BOUNDS}, {"lr": 0.1, "weight_decay": 1e-2}],
+    }
+    for method in METHODS:
+        if method.peer is not None:
+            kind = type(method.peer(TASKS))
+            for options in [{}, *variants.get(kind, [])]:
+                theirs = partial(method.peer, TASKS, **options)
+                ours = partial(method.make, TASKS, **options)
+                yield pytest.param(theirs, ours, id=f"{method} {' '.join(options)}".strip())
 
 
-class CoreDWA(nn.Module):
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature, self.state = temperature, mtl.dwa_init((TASKS,), dtype=F64)
-
-    def forward(self, losses: Tensor) -> Tensor:
-        scalar = mtl.dwa_combine(losses, self.state, self.temperature)
-        self.state = mtl.dwa_accumulate(self.state, losses.detach())
-        return scalar
-
-    def step(self) -> None:
-        self.state = mtl.dwa_step(self.state)
-
-
-class CoreFAMO(nn.Module):
-    def __init__(self, min_losses: Tensor | float = 0.0, **hyperparameters: Any) -> None:
-        super().__init__()
-        self.state, self.before = mtl.famo_init((TASKS,), dtype=F64), torch.empty(0)
-        self.min_losses, self.hyperparameters = min_losses, hyperparameters
-
-    def forward(self, losses: Tensor) -> Tensor:
-        self.before = losses.detach()
-        return mtl.famo_combine(losses, self.state.logits, self.min_losses)
-
-    def update(self, losses: Tensor) -> None:
-        delta = mtl.famo_delta(self.before, losses.detach(), self.min_losses)
-        self.state = mtl.famo_update(self.state, delta, **self.hyperparameters)
-
-
-class Method(NamedTuple):
-    """One row: how to build the method in torchjd, and here in the shell and on the core alone."""
-
-    theirs: Callable[[], Any]
-    module: Callable[[], Any]
-    core: Callable[[], Any]
-
-
-FAMO_VARIANT: dict[str, Any] = {"lr": 0.1, "weight_decay": 1e-2}
-METHODS = {
-    "UW": Method(lambda: peer.UW(TASKS), lambda: mtl.UW(TASKS), CoreUW),
-    "IMTL-L": Method(lambda: peer.IMTLL(TASKS), lambda: mtl.IMTLL(TASKS), CoreIMTLL),
-    "DWA": Method(peer.DWA, mtl.DWA, lambda: CoreDWA(2.0)),
-    "DWA at temperature 0.3": Method(
-        lambda: peer.DWA(0.3), lambda: mtl.DWA(0.3), lambda: CoreDWA(0.3)
-    ),
-    "DWA of known shape": Method(peer.DWA, lambda: mtl.DWA(shape=TASKS), lambda: CoreDWA(2.0)),
-    "FAMO": Method(lambda: peer.FAMO(TASKS), lambda: mtl.FAMO(TASKS), CoreFAMO),
-    "FAMO with min_losses": Method(
-        lambda: peer.FAMO(TASKS, BOUNDS),
-        lambda: mtl.FAMO(TASKS, BOUNDS),
-        lambda: CoreFAMO(BOUNDS),
-    ),
-    "FAMO with its own lr and weight_decay": Method(
-        lambda: peer.FAMO(TASKS, **FAMO_VARIANT),
-        lambda: mtl.FAMO(TASKS, **FAMO_VARIANT),
-        lambda: CoreFAMO(**FAMO_VARIANT),
-    ),
-}
-every_method_in_both_layers = pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        pytest.param(method.theirs, getattr(method, layer), id=f"{name}-{layer}")
-        for name, method in METHODS.items()
-        for layer in ("module", "core")
-    ],
-)
+every_method = pytest.mark.parametrize(("theirs", "ours"), list(cases()))
 
 
 class Trajectory(NamedTuple):
@@ -120,14 +52,10 @@ class Trajectory(NamedTuple):
     network: Tensor  # the parameters at the end; empty where there is no network
 
 
-EPOCH_WISE = (peer.DWA, mtl.DWA, CoreDWA)
-LEARNED = ("log_var", "log_scale", "_w", "logits", "state.logits")
-
-
 def learned_state(scalarizer: nn.Module) -> Tensor:
-    for path in LEARNED:
-        with contextlib.suppress(AttributeError):
-            found: Tensor = attrgetter(path)(scalarizer)
+    for name in ("log_var", "log_scale", "_w", "logits"):
+        if hasattr(scalarizer, name):
+            found: Tensor = getattr(scalarizer, name)
             return found.detach().clone()
     return torch.empty(0)
 
@@ -160,7 +88,7 @@ def train(
         optimizer.step()
         if hasattr(scalarizer, "update"):
             scalarizer.update(losses_at(step if network else step + 1).detach())
-        if isinstance(scalarizer, EPOCH_WISE) and (step + 1) % steps_an_epoch == 0:
+        if hasattr(scalarizer, "step") and (step + 1) % steps_an_epoch == 0:
             scalarizer.step()
         assert losses.grad is not None
         scalars.append(scalar.detach())
@@ -188,7 +116,7 @@ def assert_same(ours: Trajectory, theirs: Trajectory) -> None:
         )
 
 
-@every_method_in_both_layers
+@every_method
 def test_a_hundred_training_steps_are_those_of_torchjd(
     theirs: Callable[[], Any], ours: Callable[[], Any]
 ) -> None:
@@ -210,7 +138,7 @@ def test_a_hundred_training_steps_are_those_of_torchjd(
     assert_same(trajectory(ours()), trajectory(theirs()))
 
 
-@every_method_in_both_layers
+@every_method
 @given(
     # Seeds, since losses drawn one by one are often all alike: the deltas then cancel, FAMO's
     # gradient is a rounding error, and Adam makes a step of it (see test_reference.py).
