@@ -8,9 +8,20 @@ from torch import Tensor
 
 
 def check_tensors(mask: Tensor | None, /, **tensors: Tensor) -> None:
-    """Check that ``tensors`` are floating and of one shape, and ``mask`` boolean and of that shape.
+    """Check that tensors are floating and of one shape, and the mask boolean and of that shape.
 
-    The first tensor named sets the shape that the others must have.
+    Args:
+        mask: the mask, or None.
+        tensors: by the name that an error calls them. The first sets the shape of all.
+
+    Raises:
+        TypeError: a tensor is not a floating-point tensor, or the mask not a tensor.
+        ValueError: a shape is not that of the first tensor, or the mask is not boolean.
+
+    Example:
+        >>> check_tensors(None, losses=torch.ones(3), weights=torch.ones(2))
+        Traceback (most recent call last):
+        ValueError: `weights` should have shape (3,), the shape of `losses`. Found ...
     """
     owner = ""
     for name, tensor in tensors.items():

@@ -216,7 +216,9 @@ class Scalarizer(nn.Module, ABC):
         if present is None and self.process_group is not None:
             # Another rank may lack a task, and all ranks must have a mask or none.
             present = torch.ones_like(losses, dtype=torch.bool)
-        return losses, mask if present is None else present if mask is None else present & mask
+        if mask is None:
+            return losses, present
+        return losses, mask if present is None else present & mask
 
     def over_ranks(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The second half of :meth:`prepare`: the losses and the mask of the whole batch."""
