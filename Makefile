@@ -14,11 +14,11 @@ VENV := .venv/made-with-python-$(VERSION)
 demo: .venv/installed-demo
 	$(BIN)/python examples/digits.py $(DEMO)
 
-test: lint types
+test: lint types .venv/installed-ci
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(or $(PYTEST),--cov)
 
 # One after the other, on a machine with nothing else to do.
-bench: .venv/installed-test
+bench: .venv/installed-ci
 	for name in overhead compiled_step second_forward population many_tasks collective; do \
 		$(BIN)/python benchmarks/$$name.py --json bench.json $(BENCH) || exit 1; \
 	done

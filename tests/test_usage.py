@@ -7,8 +7,10 @@ import torchjd.scalarization
 
 import mtl_scalarize
 
+BOTH = set(torchjd.scalarization.__all__) & set(mtl_scalarize.__all__) - {"Scalarizer"}
 
-@pytest.mark.parametrize("name", ["UW", "IMTLL", "DWA", "FAMO"])
+
+@pytest.mark.parametrize("name", sorted(BOTH))
 def test_the_example_of_torchjd_runs_with_the_import_changed(name: str) -> None:
     theirs = getattr(torchjd.scalarization, name).__doc__
     source = theirs.replace("from torchjd.scalarization import", "from mtl_scalarize import")
