@@ -181,5 +181,7 @@ METHODS = [
     ),
 ]
 
+#: Those that keep state, learned by an optimizer or by themselves.
+STATEFUL = [method for method in METHODS if method.keys]
 #: Those that can have names: all that take a shape.
 NAMED = [method for method in METHODS if not method.lazy]

@@ -1,15 +1,15 @@
 """Ranks: processes that stand by, and run each job that they are given as one process group.
 
-To import torch takes seconds, to form a group of processes that have done so milliseconds. Nothing
-here can hang: a job that outlives its time is killed with its processes, a process that is gone is
-replaced before the next job, and one whose parent is gone ends.
+Importing torch takes seconds, forming a group of processes that have done so takes milliseconds.
+Nothing here can hang: a job that outlives its time is killed with its processes, a process that is
+gone is replaced before the next job, and one whose parent is gone ends.
 """
 
+import gc
 import multiprocessing
 import os
 import pickle
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -17,121 +17,75 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
+
+# An optimizer imports it. Imported while there is a process group, it would keep that for ever.
+import torch._dynamo
 import torch.distributed as dist
 
-#: How long a collective waits for the other ranks, which may be at compiling something. No test
-#: waits for that: a rank that fails leaves the group at once, and takes the others with it.
-PATIENCE = timedelta(seconds=60)
-
-
-@dataclass(frozen=True)
-class Returned:
-    """What a rank's job returned."""
-
-    value: Any
+#: Seconds that a collective waits for the other ranks, which may be compiling. No test waits so
+#: long: a rank that fails leaves the group at once, and the collectives of the others fail with it.
+PATIENCE = 60.0
+#: Seconds until a job is killed.
+TIMEOUT = 90.0
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A rank's job ended with an exception, after so many seconds."""
+    """A rank's job raised an exception or its process ended, after so many seconds."""
 
-    error: str
-    traceback: str
+    reason: str
     seconds: float
-
-
-@dataclass(frozen=True)
-class Died:
-    """A rank's process ended before its job did."""
-
-    exitcode: int | None
-
-
-Outcome = Returned | Failed | Died
 
 
 class Ranks:
     """Up to ``most`` processes. A job is a function of a module that they can import."""
 
-    def __init__(self, most: int) -> None:
-        self._folder = tempfile.TemporaryDirectory()
+    def __init__(self, most: int, folder: Path) -> None:
+        self._folder = folder
         self._jobs = 0
         self._members = [_Member() for _ in range(most)]
 
-    def run(self, job: Callable[..., Any], *arguments: Any, ranks: int, **limits: Any) -> list[Any]:
+    def run(self, job: Callable[..., Any], *arguments: Any, ranks: int) -> list[Any]:
         """What ``job(*arguments)`` returns on each of so many ranks; it must fail on none."""
-        outcomes = self.outcomes(job, *arguments, ranks=ranks, **limits)
-        # The first rank to fail takes the others with it: the reason is its own.
+        outcomes = self.outcomes(job, *arguments, ranks=ranks)
         failures = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-        if failures:
-            raise RuntimeError(min(failures, key=lambda failure: failure.seconds).traceback)
-        assert all(isinstance(outcome, Returned) for outcome in outcomes), outcomes
-        return [outcome.value for outcome in outcomes if isinstance(outcome, Returned)]
+        if failures:  # the first one has the reason, the others fail because of it
+            raise RuntimeError(min(failures, key=lambda failure: failure.seconds).reason)
+        return outcomes
 
-    def outcomes(
-        self,
-        job: Callable[..., Any],
-        *arguments: Any,
-        ranks: int,
-        timeout: float = 90,
-        patience: timedelta = PATIENCE,
-    ) -> list[Outcome]:
-        """How ``job(*arguments)`` ended on each of so many ranks.
-
-        Raises:
-            TimeoutError: some rank had not ended after ``timeout`` seconds. All are killed then.
-        """
+    def outcomes(self, job: Callable[..., Any], *arguments: Any, ranks: int) -> list[Any]:
+        """What ``job(*arguments)`` returns on each of so many ranks, or how it `Failed`."""
         self._members = [m if m.process.is_alive() else _Member() for m in self._members]
-        members = self._members[:ranks]
         self._jobs += 1
-        store = str(Path(self._folder.name, f"store-{self._jobs}"))
-        for rank, member in enumerate(members):
-            member.connection.send_bytes(
-                pickle.dumps((job, arguments, rank, ranks, store, patience))
-            )
-        deadline = time.monotonic() + timeout
-        ended: dict[Connection, Outcome] = {}
+        store = str(self._folder / f"store-{self._jobs}")
+        begin = time.monotonic()
+        members = {member.connection: member for member in self._members[:ranks]}
+        for rank, connection in enumerate(members):
+            connection.send_bytes(pickle.dumps((job, arguments, rank, ranks, store)))
+        ended: dict[Any, Any] = {}
         while len(ended) < ranks:
-            waiting = [m.connection for m in members if m.connection not in ended]
-            ready = wait(waiting, max(0.0, deadline - time.monotonic()))
+            ready = wait(members.keys() - ended, max(0.0, begin + TIMEOUT - time.monotonic()))
             if not ready:
-                self._kill()
-                raise TimeoutError(f"{len(waiting)} of {ranks} ranks run after {timeout} s.")
-            for member in members:
-                if member.connection in ready:
-                    ended[member.connection] = member.receive()
-        return [ended[member.connection] for member in members]
+                self.close()
+                raise TimeoutError(f"{ranks - len(ended)} of {ranks} ranks ran for {TIMEOUT} s.")
+            for connection in ready:
+                try:
+                    ended[connection] = pickle.loads(connection.recv_bytes())
+                except (EOFError, ConnectionResetError):
+                    process = members[connection].process
+                    process.join(10)
+                    reason = f"exit code {process.exitcode}"
+                    ended[connection] = Failed(reason, time.monotonic() - begin)
+        return [ended[connection] for connection in members]
 
-    def close(self) -> list[int | None]:
-        """Let the processes end by themselves, and return their exit codes."""
-        for member in self._members:
-            member.connection.close()
-        for member in self._members:
-            member.process.join(10)
-        self._kill()
-        self._folder.cleanup()
-        return [member.process.exitcode for member in self._members]
-
-    def _kill(self) -> None:
+    def close(self) -> None:
         for member in self._members:
             member.process.kill()
         for member in self._members:
             member.process.join(10)
-
-    def __enter__(self) -> "Ranks":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class _Member:
@@ -144,14 +98,6 @@ class _Member:
         self.process = context.Process(target=_stand_by, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
-
-    def receive(self) -> Outcome:
-        try:
-            outcome: Outcome = pickle.loads(self.connection.recv_bytes())
-        except (EOFError, ConnectionResetError):
-            self.process.join(10)
-            outcome = Died(self.process.exitcode)
-        return outcome
 
 
 def _stand_by(connection: Connection) -> None:
@@ -171,23 +117,18 @@ def _stand_by(connection: Connection) -> None:
         connection.send_bytes(pickle.dumps(_run(*pickle.loads(request))))
 
 
-def _run(
-    job: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    rank: int,
-    ranks: int,
-    store: str,
-    patience: timedelta,
-) -> Outcome:
+def _run(job: Callable[..., Any], arguments: Any, rank: int, ranks: int, store: str) -> Any:
     begin = time.monotonic()
     try:
         files = dist.FileStore(store, ranks)
+        patience = timedelta(seconds=PATIENCE)
         dist.init_process_group("gloo", rank=rank, world_size=ranks, store=files, timeout=patience)
-        return Returned(job(*arguments))
-    except Exception as error:
-        seconds = time.monotonic() - begin
-        _leave()
-        return Failed(f"{type(error).__name__}: {error}", traceback.format_exc(), seconds)
+        return job(*arguments)
+    except Exception:
+        failed = Failed(traceback.format_exc(), time.monotonic() - begin)
+    _leave()
+    gc.collect()  # the last reference to the group holds its connections
+    return failed
 
 
 def _leave() -> None:

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 import torchjd.scalarization as peer
-from methods import METHODS, Method, learn
+from methods import METHODS, STATEFUL, Method, learn
 from torch import nn
 
 from mtl_scalarize import DWA, FAMO, IMTLL, UW
@@ -24,7 +24,7 @@ def test_the_state_of_torchjd_loads(ours: type[UW | IMTLL], theirs: type[nn.Modu
     torch.testing.assert_close(target(losses), source(losses))
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", STATEFUL, ids=str)
 def test_what_does_not_fit_is_named(method: Method) -> None:
     scalarizer = method.make((3,))
     learn(scalarizer, 0, (torch.ones(3), None))

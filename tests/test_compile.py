@@ -280,9 +280,10 @@ def test_a_stack_of_modules_advances_as_its_modules_one_by_one(method: Method) -
     def verb(name: str, *arguments: Tensor) -> None:
         module = Verb(template, name)
         state = {f"scalarizer.{key}": value for key, value in (parameters | buffers).items()}
-        torch.vmap(lambda state, *arguments: functional_call(module, state, arguments))(
-            state, *arguments
-        )
+        if state:  # else there is nothing to map over
+            torch.vmap(lambda state, *arguments: functional_call(module, state, arguments))(
+                state, *arguments
+            )
 
     for index in range(EPOCH, 4 * EPOCH):
         losses = torch.stack([run[index].detach() for run in runs])
