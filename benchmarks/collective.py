@@ -46,6 +46,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import harness
@@ -57,7 +58,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from harness import Options, Row, Table
 from torch.nn.parallel import DistributedDataParallel
-from workloads import Step, bare_step, looks_again, mlp_and_batch
+from workloads import Step, bare_step, mlp_and_batch
 
 from mtl_scalarize import DWA, FAMO, IMTLL, UW, Scalarizer
 
@@ -65,12 +66,12 @@ TASKS = 8
 CALLS = 3  # in one measurement: as many on every rank, or they would wait for each other for ever
 PATIENCE = 600  # seconds for all that so many ranks have to do; 60 for one collective
 
-METHODS: dict[str, Callable[["dist.ProcessGroup | None"], Scalarizer]] = {
-    "UW": lambda group: UW(TASKS, process_group=group),
-    "IMTL-L": lambda group: IMTLL(TASKS, process_group=group),
-    "DWA": lambda group: DWA(shape=TASKS, process_group=group),
-    "FAMO": lambda group: FAMO(TASKS, process_group=group),
-    "FAMO amortized": lambda group: FAMO(TASKS, amortized=True, process_group=group),
+METHODS: dict[str, Callable[..., Scalarizer]] = {
+    "UW": UW,
+    "IMTL-L": IMTLL,
+    "DWA": DWA,
+    "FAMO": FAMO,
+    "FAMO amortized": partial(FAMO, amortized=True),
 }
 
 
@@ -87,9 +88,7 @@ def training_step(scalarizer: Scalarizer) -> Step:
         optimizer.zero_grad()
         scalarizer(losses()).backward()
         optimizer.step()
-        if looks_again(scalarizer):
-            with torch.no_grad():
-                scalarizer.update(losses())
+        scalarizer.update(losses)
 
     return step
 
@@ -104,15 +103,15 @@ def repeat(step: Step, calls: int) -> Step:
 
 def time_steps(method: str, rounds: int) -> dict[str, list[float]]:
     """The seconds of each step on this rank, while all ranks take the same."""
-    make, group = METHODS[method], dist.group.WORLD
+    make = partial(METHODS[method], shape=TASKS)
+    make_together = partial(make, process_group=dist.group.WORLD)
     losses, zeros = torch.rand(TASKS) + 0.5, torch.zeros(TASKS)
-    reduces = 2 if looks_again(make(None)) else 1
     steps = {
-        "alone": training_step(make(None)),
-        "together": training_step(make(group)),
-        "bare, alone": bare_step(make(None), losses),
-        "bare, together": bare_step(make(group), losses),
-        "all-reduces": repeat(lambda: dist.all_reduce(zeros), reduces),
+        "alone": training_step(make()),
+        "together": training_step(make_together()),
+        "bare, alone": bare_step(make(), losses),
+        "bare, together": bare_step(make_together(), losses),
+        "all-reduces": repeat(lambda: dist.all_reduce(zeros), 2 if method == "FAMO" else 1),
     }
     # `seconds=0`: one call a measurement, however long it takes on which rank.
     steps = {name: repeat(step, CALLS) for name, step in steps.items()}

@@ -1,10 +1,10 @@
-"""Four tasks, one network, real data: what each way to weigh the losses does to each task.
+"""Four tasks, one network, real data: how each method that weighs the losses changes each task.
 
 Two of scikit-learn's handwritten digits are drawn into one image, overlapping, as in MultiMNIST.
-From it one network tells the left digit, the right digit and their sum, and redraws the left one:
-two cross entropies of about 2, a squared error of about 100 and one of about 0.2, all of which have
-to come down together. It is trained with a plain sum of the losses and with each method of
-mtl_scalarize: same data, same initial weights, same order of batches, same optimizer.
+From it one network predicts the left digit, the right digit and their sum, and redraws the left
+digit. The losses are two cross entropies of about 2, a squared error of about 100 and one of about
+0.2. The network is trained with a plain sum of the losses and with each method of mtl_scalarize:
+same data, same initial weights, same order of batches, same optimizer.
 
     python examples/digits.py            # about two minutes on one core
     python examples/digits.py --quick    # a few seconds, to see that it runs
@@ -14,12 +14,12 @@ draws the picture `digits.png` and prints:
                left digit right digit         sum  redrawing         all
 method            % right     % right  abs. error MSE x 1000  delta-m, % seconds
 ────────────────────────────────────────────────────────────────────────────────
-plain sum      94.8 ± 0.9  94.3 ± 1.4 1.43 ± 0.11 29.3 ± 0.7   0.0 ± 0.0     2.1
-UW             95.8 ± 0.9  95.1 ± 1.8 1.70 ± 0.10 17.2 ± 0.9  -5.9 ± 1.6     2.3
-IMTL-L         95.3 ± 0.4  95.0 ± 1.7 1.73 ± 0.05 17.4 ± 1.2  -5.0 ± 2.8     2.2
-DWA            94.6 ± 1.0  94.4 ± 1.1 1.43 ± 0.12 29.0 ± 0.7  -0.2 ± 0.6     2.2
-FAMO           95.8 ± 0.5  94.9 ± 1.2 1.47 ± 0.08 10.1 ± 0.3 -16.0 ± 1.2     3.1
-FAMO amortized 95.8 ± 0.8  95.5 ± 1.2 1.81 ± 0.11 15.5 ± 0.9  -5.7 ± 0.4     2.5
+plain sum      94.8 ± 0.9  94.3 ± 1.4 1.43 ± 0.11 29.3 ± 0.7   0.0 ± 0.0     2.8
+UW             95.8 ± 0.9  95.1 ± 1.8 1.70 ± 0.10 17.2 ± 0.9  -5.9 ± 1.6     3.4
+IMTL-L         95.3 ± 0.4  95.0 ± 1.7 1.73 ± 0.05 17.4 ± 1.2  -5.0 ± 2.8     3.3
+DWA            94.7 ± 0.9  94.6 ± 1.3 1.44 ± 0.11 29.0 ± 0.8  -0.2 ± 0.7     3.0
+FAMO           96.0 ± 0.6  94.9 ± 1.2 1.48 ± 0.08 10.1 ± 0.3 -15.9 ± 1.1     4.7
+FAMO amortized 95.9 ± 0.9  95.5 ± 1.3 1.80 ± 0.12 15.3 ± 0.9  -6.1 ± 0.3     3.2
 
 On digits never trained on, mean ± standard deviation over the seeds.
 delta-m: average relative change of the four metrics against the plain sum;
@@ -27,8 +27,10 @@ negative is better. seconds: of one training, the fastest of the seeds.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
@@ -43,14 +45,28 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss, mse_loss
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from mtl_scalarize import DWA, FAMO, IMTLL, UW, Scalarizer
+from mtl_scalarize.functional import fill_absent
 
 SHIFT = 3  # of the right digit, in pixels, to the right and down: 5 x 5 of its 8 x 8 overlap
 SIZE = 8 + SHIFT
 BATCH_SIZE = 200
 LEARNING_RATE = 2e-3
+
+CONSOLE = Console(width=110)
+picture_style = matplotlib.rc_context(
+    {
+        "font.size": 14,
+        "lines.linewidth": 2.5,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+    }
+)
 
 
 class Task(NamedTuple):
@@ -71,28 +87,27 @@ ALL = Task("all", "all\ndelta-m, %", -1, 1, "#444444")
 
 
 class PlainSum(Scalarizer):
-    """The baseline. A method of your own is such a subclass, too."""
+    """The baseline. A method of your own is a subclass like this one."""
 
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
-        self._report(torch.ones_like(losses))
-        return losses.sum()
-
-    def reset(self) -> None:
-        self._weights = None
+        losses, mask = self.prepare(losses, mask)
+        self.report(fill_absent, torch.ones_like(losses), 0.0, mask=mask)
+        return fill_absent(losses, 0.0, mask=mask).sum()
 
 
-METHODS: dict[str, Callable[[], Scalarizer]] = {
+# Each is called with the number of tasks.
+METHODS: dict[str, Callable[..., Scalarizer]] = {
     "plain sum": PlainSum,
-    "UW": lambda: UW(len(TASKS)),
-    "IMTL-L": lambda: IMTLL(len(TASKS)),
-    "DWA": lambda: DWA(shape=len(TASKS)),
-    "FAMO": lambda: FAMO(len(TASKS)),
-    "FAMO amortized": lambda: FAMO(len(TASKS), amortized=True),
+    "UW": UW,
+    "IMTL-L": IMTLL,
+    "DWA": lambda tasks, **options: DWA(shape=tasks, **options),
+    "FAMO": FAMO,
+    "FAMO amortized": partial(FAMO, amortized=True),
 }
 
 
 class Pairs(NamedTuple):
-    """N images of two digits, and what there is to tell of each."""
+    """N images of two digits, and the targets of each task."""
 
     image: Tensor  # (N, SIZE, SIZE), from 0 to 1
     left: Tensor  # (N,), from 0 to 9
@@ -103,9 +118,12 @@ class Pairs(NamedTuple):
     def take(self, index: Tensor) -> "Pairs":
         return Pairs(*(values[index] for values in self))
 
+    def double(self) -> "Pairs":
+        return Pairs(*(v.double() if v.is_floating_point() else v for v in self))
+
 
 class Outputs(NamedTuple):
-    """What the network says of N images."""
+    """The network's predictions for N images."""
 
     left: Tensor  # (N, 10) logits
     right: Tensor  # (N, 10) logits
@@ -156,7 +174,7 @@ class Network(nn.Module):
 
 
 def task_losses(outputs: Outputs, pairs: Pairs) -> Tensor:
-    """The four losses, shape (4,), each as it comes: no scale was tuned."""
+    """The four losses, shape (4,), none of them rescaled."""
     return torch.stack(
         [
             cross_entropy(outputs.left, pairs.left),
@@ -165,6 +183,27 @@ def task_losses(outputs: Outputs, pairs: Pairs) -> Tensor:
             mse_loss(outputs.drawing, pairs.drawing),
         ]
     )
+
+
+def make_optimizer(network: nn.Module, scalarizer: Scalarizer) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = [
+        {"params": network.parameters()},
+        # UW's and IMTL-L's parameters; the other methods have none. They are logarithms that have
+        # to travel several units: at the network's learning rate Adam would need thousands of
+        # steps. Weight decay would pull the task weights back towards equality.
+        {"params": scalarizer.parameters(), "lr": 1e-2, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
+    """For longer programs than this one: the network's learning rate falls to 0 along a cosine."""
+
+    def cosine(step: int) -> float:
+        return (1 + math.cos(math.pi * step / steps)) / 2
+
+    # The second group keeps its rate: without one, its parameters would stand still.
+    return LambdaLR(optimizer, [cosine, lambda step: 1.0])
 
 
 @torch.no_grad()
@@ -188,15 +227,12 @@ def train(
     device = pairs.image.device
     torch.manual_seed(seed)
     network = Network().to(device)
-    scalarizer = METHODS[method]().to(device)
-    groups: list[dict[str, Any]] = [
-        {"params": network.parameters()},
-        # UW's and IMTL-L's parameters; the other methods have none. They are logarithms that have
-        # to travel several units: at the network's learning rate Adam would need thousands of
-        # steps. Weight decay would pull the task weights back towards equality.
-        {"params": scalarizer.parameters(), "lr": 1e-2, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
+    scalarizer = METHODS[method](len(TASKS)).to(device)
+    optimizer = make_optimizer(network, scalarizer)
+
+    def losses_of(batch: Pairs) -> Tensor:
+        return task_losses(network(batch.image), batch)
+
     order = torch.Generator().manual_seed(seed)
     history = torch.zeros(epochs, len(TASKS), device=device)
     for epoch in range(epochs):
@@ -204,16 +240,12 @@ def train(
         batches = torch.split(shuffled, BATCH_SIZE)
         for index in batches:
             batch = pairs.take(index)
-            losses = task_losses(network(batch.image), batch)
             optimizer.zero_grad()
-            scalarizer(losses).backward()
+            scalarizer(losses_of(batch)).backward()
             optimizer.step()
-            if isinstance(scalarizer, FAMO) and not scalarizer.amortized:
-                with torch.no_grad():
-                    scalarizer.update(task_losses(network(batch.image), batch))
+            scalarizer.update(partial(losses_of, batch))  # only FAMO calls it
             history[epoch] += scalarizer.weights / len(batches)
-        if isinstance(scalarizer, DWA):
-            scalarizer.step()
+        scalarizer.step()  # only DWA does something here
         on_epoch()
     return network, history
 
@@ -225,10 +257,10 @@ def delta_m(metrics: Tensor, baseline: Tensor) -> Tensor:
 
 
 class Results(NamedTuple):
-    """What came of it, in the order of METHODS."""
+    """Of each method, in the order of METHODS."""
 
     metrics: Tensor  # (methods, seeds, 5): of each task, and delta-m
-    shares: Tensor  # (methods, epochs, 4): of the task weights, averaged over the seeds
+    shares: Tensor  # (methods, epochs, 4): the task weights over their sum, mean over the seeds
     seconds: Tensor  # (methods,): of one training, the fastest of the seeds
 
 
@@ -257,32 +289,37 @@ def mean_and_std(values: Tensor, digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ± {values.std():.{digits}f}"
 
 
+def make_table(*columns: str, left: int = 1, gap: int = 0, **options: Any) -> Table:
+    """An empty table: so many columns flush left, the others flush right."""
+    table = Table(box=box.SIMPLE, padding=(0, gap, 0, 0), show_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", **options)
+    return table
+
+
+def print_metrics(method: str, network: nn.Module, pairs: Pairs) -> None:
+    """A table of one row: the metrics of a trained network."""
+    table = make_table("\nmethod", *(task.metric for task in TASKS))
+    metrics = zip(evaluate(network, pairs).tolist(), TASKS, strict=True)
+    table.add_row(method, *(f"{value:.{task.digits}f}" for value, task in metrics))
+    CONSOLE.print(table)
+
+
 def print_table(results: Results) -> None:
-    table = Table(box=box.SIMPLE, padding=0, show_edge=False)
-    for column in ("\nmethod", *(task.metric for task in (*TASKS, ALL)), "\nseconds"):
-        table.add_column(column, justify="right" if table.columns else "left")
+    table = make_table("\nmethod", *(task.metric for task in (*TASKS, ALL)), "\nseconds")
     for method, metrics, seconds in zip(METHODS, results.metrics, results.seconds, strict=True):
         columns = zip(metrics.T, (*TASKS, ALL), strict=True)
         cells = [mean_and_std(values, task.digits) for values, task in columns]
         table.add_row(method, *cells, f"{seconds:.1f}")
-    Console(width=100).print(table)
+    CONSOLE.print(table)
     print("\nOn digits never trained on, mean ± standard deviation over the seeds.")
     print("delta-m: average relative change of the four metrics against the plain sum;")
     print("negative is better. seconds: of one training, the fastest of the seeds.")
 
 
-@matplotlib.rc_context(
-    {
-        "font.size": 14,
-        "lines.linewidth": 2.5,
-        "axes.grid": True,
-        "grid.alpha": 0.3,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-    }
-)
+@picture_style
 def draw_picture(results: Results, path: Path) -> None:
-    """Above, how each method shares out its weights in training; below, what comes of it."""
+    """Above, the shares of the task weights in training; below, the metrics after it."""
     figure = Figure(figsize=(18, 10), layout="constrained")
     above, below = figure.subfigures(2, 1, squeeze=False, hspace=0.06)[:, 0]
 
@@ -298,7 +335,7 @@ def draw_picture(results: Results, path: Path) -> None:
     panels[0].yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     above.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
 
-    below.suptitle("What comes of it on digits never trained on", size=18, weight="bold")
+    below.suptitle("Results on digits never trained on", size=18, weight="bold")
     panels = below.subplots(1, len(TASKS) + 1, sharey=True)
     for k, (axes, task) in enumerate(zip(panels, (*TASKS, ALL), strict=True)):
         draw_metric(axes, results.metrics[:, :, k], task)

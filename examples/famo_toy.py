@@ -1,20 +1,19 @@
-"""FAMO's toy problem: two losses of two numbers, five starts; who arrives at the Pareto front?
+"""FAMO's toy problem: two losses of two numbers, and which methods reach the Pareto front.
 
 The problem is CAGrad's (Liu et al. 2021). Above x2 = 0 each loss has a narrow valley of its own, in
 which a descent may be caught; below, both are wide bowls, and the front runs from the lowest point
-of the one to that of the other. FAMO's paper (Liu et al. 2023, section 5.1) multiplies the first
-loss by 0.1.
+of one to that of the other. FAMO's paper (Liu et al. 2023, section 5.1) multiplies the first loss
+by 0.1, and starts from five points.
 
 The protocol is that of the official code: Adam with a learning rate of 1e-3, 50,000 steps; FAMO
 with a learning rate of 0.025, no weight decay, the lower bounds -2.1 and -21, and deltas between
-consecutive steps. (There are no batches here, so this is FAMO and amortized FAMO at once.) Nothing
-is clipped, as in effect there: the code asks for gradients of norm 1, but before there are any.
-`--clip 1` does what it asks for. In the second loss a tanh has the sign that it has in the code;
-the papers print the other one.
+consecutive steps. (There are no batches here, so FAMO and amortized FAMO are the same.) Gradients
+are not clipped: the official code clips them to norm 1, but before they are computed. `--clip 1`
+clips them after. In the second loss a tanh has the sign of the code; the papers print the other.
 
-UW and IMTL-L are there to compare. They cannot balance negative losses, so they are given the
-losses above FAMO's lower bounds; their scales are learned at 0.025, too. DWA compares epochs, and
-there are none. All starts of a method are one program by `vmap`, compiled.
+UW and IMTL-L are there to compare. They cannot balance negative losses, so they get the losses
+minus FAMO's lower bounds; their scales are learned at 0.025, too. DWA compares epochs, and there
+are none here. All starts of a method are one program by `vmap`, compiled.
 
     python examples/famo_toy.py            # half a minute on one core
     python examples/famo_toy.py --clip 1   # gradients of norm 1 at most
@@ -24,37 +23,37 @@ draws the picture `famo_toy.png` and prints:
 
 method             start   first loss   second loss   from the front   reached
 ────────────────────────────────────────────────────────────────────────────────
-plain sum    (-8.5, 7.5)        -0.38        -19.83            0.001   yes
-                  (0, 0)        -0.38        -19.83            0.001   yes
-                  (9, 9)         0.73          0.46           12.299   no
-            (-7.5, -0.5)        -0.38        -19.83            0.001   yes
-                 (9, -1)        -0.38        -19.83            0.001   yes
+plain sum    (-8.5, 7.5)        -0.38        -19.83            0.001       yes
+                  (0, 0)        -0.38        -19.83            0.001       yes
+                  (9, 9)         0.73          0.46           12.299        no
+            (-7.5, -0.5)        -0.38        -19.83            0.001       yes
+                 (9, -1)        -0.38        -19.83            0.001       yes
 
-UW           (-8.5, 7.5)         0.04          6.84           11.325   no
-                  (0, 0)        -1.99         -2.48            0.006   yes
-                  (9, 9)         0.56          1.18           10.269   no
-            (-7.5, -0.5)        -0.25        -19.93            0.006   yes
-                 (9, -1)        -1.99         -2.48            0.006   yes
+UW           (-8.5, 7.5)         0.13          6.88           11.381        no
+                  (0, 0)        -1.99         -2.48            0.006       yes
+                  (9, 9)         0.56          0.02           10.261        no
+            (-7.5, -0.5)        -0.25        -19.93            0.006       yes
+                 (9, -1)        -1.99         -2.48            0.006       yes
 
-IMTL-L       (-8.5, 7.5)         0.05          6.88           11.377   no
-                  (0, 0)        -1.99         -2.48            0.006   yes
-                  (9, 9)         0.56          0.85           10.245   no
-            (-7.5, -0.5)        -0.25        -19.93            0.006   yes
-                 (9, -1)        -1.99         -2.48            0.006   yes
+IMTL-L       (-8.5, 7.5)         0.11          6.87           11.370        no
+                  (0, 0)        -1.99         -2.48            0.006       yes
+                  (9, 9)         0.55          0.16           10.234        no
+            (-7.5, -0.5)        -0.25        -19.93            0.006       yes
+                 (9, -1)        -1.99         -2.48            0.006       yes
 
-FAMO         (-8.5, 7.5)        -1.47        -15.51            0.002   yes
-                  (0, 0)        -1.52        -14.97            0.000   yes
-                  (9, 9)        -1.56        -14.57            0.004   yes
-            (-7.5, -0.5)        -1.37        -16.33            0.006   yes
-                 (9, -1)        -1.72        -12.34            0.008   yes
+FAMO         (-8.5, 7.5)        -1.47        -15.51            0.002       yes
+                  (0, 0)        -1.52        -14.97            0.000       yes
+                  (9, 9)        -1.56        -14.57            0.004       yes
+            (-7.5, -0.5)        -1.37        -16.33            0.006       yes
+                 (9, -1)        -1.72        -12.34            0.008       yes
 
 Reached, of 5 starts: plain sum 4, UW 3, IMTL-L 3, FAMO 5. From the front: in the plane
-of the two numbers, where it is 14 long. Who is within 0.1 of it has reached it.
+of the two numbers, in which it is 14 long. Reached: within 0.1 of the front.
 
-Who does not arrive is caught in a valley. FAMO ends in the middle of the front, UW and IMTL-L near
-its ends, and the plain sum near that where the second loss, the larger, is least. With `--clip 1`
-the plain sum reaches 3, the others as many as without. (One thread of an AMD EPYC. Within the
-valleys the last bit of a logarithm matters: another processor may end at another point of them.)
+The other descents are caught in a valley. FAMO ends in the middle of the front, UW and IMTL-L near
+its ends, and the plain sum near the end at which the second, larger loss is least. With `--clip 1`
+the plain sum reaches 3, the others as many as without. (One thread of an AMD EPYC. Within a valley
+the last bit of a logarithm matters: another processor may end at another point of it.)
 """
 
 import argparse
@@ -64,14 +63,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import torch
-from digits import picture_path
+from digits import CONSOLE, make_table, picture_path, picture_style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 from torch.utils._pytree import tree_map
@@ -150,7 +145,7 @@ def adam(values: Tensor, gradient: Tensor, moments: Moments, lr: float) -> tuple
 
 
 class Method(NamedTuple):
-    """What tells one method from another; its state is whatever it likes."""
+    """A method as pure functions of a state of its own."""
 
     start: Any
     weights: Callable[[Tensor, Any], Tensor]  # from the losses and the state
@@ -195,7 +190,7 @@ METHODS = {
 
 
 class Descent(NamedTuple):
-    """All that a step changes."""
+    """Everything that a step changes."""
 
     x: Tensor
     moments: Moments
@@ -233,9 +228,8 @@ def distance_to(front: Tensor, x: Tensor) -> Tensor:
 
 
 def print_table(ends: dict[str, Tensor], front: Tensor) -> None:
-    table = Table(box=box.SIMPLE, padding=(0, 2, 0, 0), show_edge=False)
-    for column in ("method", "start", "first loss", "second loss", "from the front", "reached"):
-        table.add_column(column, justify="left" if column in {"method", "reached"} else "right")
+    columns = "method", "start", "first loss", "second loss", "from the front", "reached"
+    table = make_table(*columns, gap=2)
     totals = []
     for method, x in ends.items():
         away = distance_to(front, x)
@@ -249,12 +243,12 @@ def print_table(ends: dict[str, Tensor], front: Tensor) -> None:
                 "yes" if away[row] < REACHED else "no",
                 end_section=row == len(STARTS) - 1,
             )
-    Console(width=100).print(table)
+    CONSOLE.print(table)
     print(f"\nReached, of {len(STARTS)} starts: {', '.join(totals)}. From the front: in the plane")
-    print(f"of the two numbers, where it is 14 long. Who is within {REACHED} of it has reached it.")
+    print(f"of the two numbers, in which it is 14 long. Reached: within {REACHED} of the front.")
 
 
-@matplotlib.rc_context({"font.size": 14, "axes.spines.right": False, "axes.spines.top": False})
+@picture_style
 def draw_picture(paths: dict[str, Tensor], front: Tensor, path: Path) -> None:
     """The paths of each method: above over the two numbers, below over the two losses."""
     figure = Figure(figsize=(18, 10), layout="constrained")

@@ -1,21 +1,21 @@
 """GradNorm's toy problem: ten regressions that differ in little but their scale.
 
 Task i is to learn f_i(x) = sigma_i tanh((B + epsilon_i) x), from 250 numbers to 100 (Chen et al.
-2018, section 4): all tasks share B, and each has an epsilon_i of its own. Its loss is the mean
-squared error, so that the last task's loss is 10,000 times the first's where both are learned as
-well. What counts is the paper's normalised loss: a task's test loss over what it was before
-training. (The paper adds them up; the mean below is a tenth of that.) The network is the paper's,
-too: four layers of 100 ReLU units that all tasks share, and a linear head for each.
+2018, section 4): all tasks share B, and each has an epsilon_i of its own. The losses are mean
+squared errors, so that the last task's loss is 10,000 times the first's where both are learned
+equally well. The results are the paper's normalised losses: a task's test loss over that before
+training. (The paper adds them up; the mean below is a tenth of that sum.) The network is the
+paper's, too: four layers of 100 ReLU units that all tasks share, and a linear head for each.
 
-What the paper leaves open is chosen so. The scales are log-spaced from 1 to 100; the paper draws
+The paper leaves some choices open. Here the scales are log-spaced from 1 to 100; the paper draws
 them from "a wide normal distribution". Its N(0, 10) and N(0, 3.5), of B and the epsilons, are taken
-for standard deviations. The network sees standard normal numbers, and x is a hundredth of them:
-with x itself standard normal nearly every tanh would be 1 or -1. There are 5000 examples to train
-on, in 20 epochs with batches of 100, and 1000 to test on. A seed stands for B, the epsilons, the
-examples, the initial weights and the order of the batches: the same for every method.
+as standard deviations. The network's inputs are standard normal, and x is a hundredth of them: with
+x itself standard normal nearly every tanh would be 1 or -1. There are 5000 training examples, for
+20 epochs with batches of 100, and 1000 test examples. A seed sets B, the epsilons, the examples,
+the initial weights and the order of the batches: the same for every method.
 
-Nothing is tuned for any method. Adam has its usual learning rate of 1e-3 for the network; what a
-method learns beside it, it learns at 0.025, as FAMO's logits in FAMO's paper and UW's weights in
+Nothing is tuned for any method. Adam has its usual learning rate of 1e-3 for the network, and 0.025
+for a method's own parameters: the rate of FAMO's logits in FAMO's paper and of UW's weights in
 GradNorm's.
 
     python examples/gradnorm_toy.py            # about three minutes on one core
@@ -26,14 +26,14 @@ draws the picture `gradnorm_toy.png` and prints:
 task          plain sum           UW       IMTL-L          DWA         FAMO  FAMO amortized
 ────────────────────────────────────────────────────────────────────────────────────────────
 scale 1     1.51 ± 0.06  0.99 ± 0.02  0.99 ± 0.02  1.51 ± 0.06  0.65 ± 0.01     0.58 ± 0.01
-scale 1.67  1.10 ± 0.02  0.91 ± 0.02  0.91 ± 0.02  1.10 ± 0.02  0.63 ± 0.01     0.58 ± 0.01
+scale 1.67  1.10 ± 0.02  0.91 ± 0.02  0.91 ± 0.02  1.10 ± 0.02  0.63 ± 0.00     0.58 ± 0.01
 scale 2.78  0.93 ± 0.02  0.88 ± 0.01  0.88 ± 0.01  0.93 ± 0.02  0.62 ± 0.01     0.58 ± 0.01
-scale 4.64  0.85 ± 0.01  0.86 ± 0.00  0.86 ± 0.00  0.85 ± 0.01  0.62 ± 0.00     0.58 ± 0.01
+scale 4.64  0.85 ± 0.01  0.86 ± 0.00  0.86 ± 0.00  0.85 ± 0.01  0.62 ± 0.01     0.58 ± 0.01
 scale 7.74  0.82 ± 0.01  0.85 ± 0.01  0.85 ± 0.01  0.82 ± 0.01  0.61 ± 0.01     0.59 ± 0.01
 scale 12.9  0.80 ± 0.01  0.84 ± 0.01  0.84 ± 0.01  0.80 ± 0.01  0.62 ± 0.01     0.60 ± 0.01
 scale 21.5  0.79 ± 0.01  0.84 ± 0.01  0.84 ± 0.01  0.79 ± 0.01  0.63 ± 0.00     0.61 ± 0.01
 scale 35.9  0.78 ± 0.01  0.84 ± 0.01  0.84 ± 0.01  0.78 ± 0.01  0.63 ± 0.00     0.63 ± 0.00
-scale 59.9  0.77 ± 0.01  0.84 ± 0.01  0.84 ± 0.01  0.77 ± 0.01  0.65 ± 0.00     0.68 ± 0.00
+scale 59.9  0.77 ± 0.01  0.84 ± 0.01  0.84 ± 0.01  0.77 ± 0.01  0.65 ± 0.01     0.68 ± 0.00
 scale 100   0.76 ± 0.01  0.83 ± 0.01  0.83 ± 0.01  0.76 ± 0.01  0.68 ± 0.00     0.75 ± 0.00
 
 mean        0.91 ± 0.01  0.87 ± 0.00  0.87 ± 0.00  0.91 ± 0.01  0.63 ± 0.00     0.62 ± 0.01
@@ -51,22 +51,25 @@ logarithm of that loss is 8.5. (One thread of an AMD EPYC.)
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import torch
-from digits import PlainSum, count, mean_and_std, picture_path
+from digits import (
+    CONSOLE,
+    METHODS,
+    count,
+    make_table,
+    mean_and_std,
+    picture_path,
+    picture_style,
+)
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
-
-from mtl_scalarize import DWA, FAMO, IMTLL, UW, Scalarizer
 
 SCALES = torch.logspace(0, 2, 10)
 INPUTS, OUTPUTS, WIDTH, DEPTH = 250, 100, 100, 4
@@ -74,20 +77,12 @@ SHARED_STD, OWN_STD, INPUT_STD = 10.0, 3.5, 0.01
 TEST_SIZE, BATCH_SIZE = 1000, 100
 LEARNING_RATE, SCALARIZER_LEARNING_RATE = 1e-3, 0.025
 
-METHODS: dict[str, Callable[[], Scalarizer]] = {
-    "plain sum": PlainSum,
-    "UW": lambda: UW(len(SCALES)),
-    "IMTL-L": lambda: IMTLL(len(SCALES)),
-    "DWA": lambda: DWA(shape=len(SCALES)),
-    "FAMO": lambda: FAMO(len(SCALES), lr=SCALARIZER_LEARNING_RATE),
-    "FAMO amortized": lambda: FAMO(len(SCALES), lr=SCALARIZER_LEARNING_RATE, amortized=True),
-}
 COLOURS = ("#000000", "#0072b2", "#56b4e9", "#e69f00", "#d55e00", "#cc79a7")  # of the methods
 STYLES = ("-", "-", "--", "--", "-", "-")  # UW and IMTL-L coincide, as do DWA and the plain sum
 
 
 class Examples(NamedTuple):
-    """N inputs, and what each task should make of them."""
+    """N inputs, and the targets of each task."""
 
     inputs: Tensor  # (N, INPUTS)
     targets: Tensor  # (N, tasks, OUTPUTS)
@@ -133,7 +128,7 @@ def train(
 ) -> Tensor:
     """The normalised test losses before training and after each epoch: (epochs + 1, tasks)."""
     torch.manual_seed(seed)
-    network, scalarizer = Network(), METHODS[method]()
+    network, scalarizer = Network(), METHODS[method](len(SCALES))
     optimizer = torch.optim.Adam(
         [
             {"params": network.parameters(), "lr": LEARNING_RATE},
@@ -149,11 +144,8 @@ def train(
             optimizer.zero_grad()
             scalarizer(task_losses(network, batch)).backward()
             optimizer.step()
-            if isinstance(scalarizer, FAMO) and not scalarizer.amortized:
-                with torch.no_grad():
-                    scalarizer.update(task_losses(network, batch))
-        if isinstance(scalarizer, DWA):
-            scalarizer.step()
+            scalarizer.update(partial(task_losses, network, batch))
+        scalarizer.step()
         with torch.no_grad():
             history.append(task_losses(network, test))
         on_epoch()
@@ -174,29 +166,18 @@ def compare(train_size: int, epochs: int, seeds: int) -> Tensor:
 
 def print_table(ends: Tensor) -> None:
     """From the normalised test losses after training, (methods, seeds, tasks)."""
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
-    for column in ("task", *METHODS):
-        table.add_column(column, justify="right" if table.columns else "left")
+    table = make_table("task", *METHODS, gap=1)
     rows = {f"scale {scale:.3g}": ends[:, :, k] for k, scale in enumerate(SCALES.tolist())}
     rows |= {"mean": ends.mean(dim=-1), "worst": ends.amax(dim=-1)}
     for name, values in rows.items():
         cells = [mean_and_std(of_method, 2) for of_method in values]
         table.add_row(name, *cells, end_section=name == "scale 100")
-    Console(width=110).print(table)
+    CONSOLE.print(table)
     print("\nTest loss over what it was before training: less is better, 1 is nothing learned.")
     print("Mean ± standard deviation over the seeds; the worst task is that of each seed.")
 
 
-@matplotlib.rc_context(
-    {
-        "font.size": 14,
-        "lines.linewidth": 2.5,
-        "axes.grid": True,
-        "grid.alpha": 0.3,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-    }
-)
+@picture_style
 def draw_picture(results: Tensor, path: Path) -> None:
     """In training, the mean and the worst of the tasks; after it, each task."""
     figure = Figure(figsize=(18, 7), layout="constrained")

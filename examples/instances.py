@@ -1,12 +1,12 @@
-"""Training instances as tasks, one loss for each: what comes of it where labels are wrong.
+"""Training instances as tasks, one loss for each, where some labels are wrong.
 
-A method's state is then one number or more for each training instance. A batch holds a few of them:
-its losses go to their places in a tensor of all, and the mask says which they are. The state must
-belong to the instance. Made for the positions in a batch, it belongs to another instance in every
-batch, and learns nothing; that is the row `UW by position`.
+A method then has state for each training instance. A batch contains a few instances: their losses
+go to their places in a tensor of all losses, and the mask marks these places. The state must belong
+to the instance. State for the positions in a batch belongs to another instance in every batch, and
+learns nothing: see the row `UW by position`.
 
-A small network reads single handwritten digits, 1000 to train on, of which 30 % are given a wrong
-label, and then none. Tested on the 797 others, with their right labels.
+A small network reads single handwritten digits. It is trained on 1000, of which 30 % have a wrong
+label, and then on 1000 without wrong labels; it is tested on the other 797, with right labels.
 
     python examples/instances.py                          # half a minute on one core
     python examples/instances.py --method UW --wrong 10
@@ -19,7 +19,7 @@ prints:
 plain mean        93.5 ± 0.9   0.55 ± 0.02     2.0 ± 0.1     3.8 ± 0.6 1.000 ± 0.000
 UW                96.2 ± 0.4   0.13 ± 0.01     2.2 ± 0.2     6.9 ± 0.9 0.015 ± 0.002
 UW by position    93.0 ± 0.6   0.55 ± 0.02     2.0 ± 0.1     4.0 ± 0.8 0.997 ± 0.009
-DWA              77.9 ± 29.8   0.85 ± 0.64     2.7 ± 1.4     4.6 ± 1.8 0.588 ± 0.522
+DWA              77.8 ± 29.8   0.85 ± 0.64     2.7 ± 1.4     4.6 ± 1.8 0.587 ± 0.522
 FAMO              95.4 ± 0.6   0.15 ± 0.01     2.2 ± 0.2     6.6 ± 1.4 0.012 ± 0.002
 FAMO amortized    95.8 ± 0.5   0.15 ± 0.01     2.0 ± 0.1     5.7 ± 1.1 0.021 ± 0.002
 FAMO, no floor    76.5 ± 4.6   0.67 ± 0.12     4.1 ± 0.3     7.8 ± 1.4 0.000 ± 0.000
@@ -39,24 +39,23 @@ instance with a wrong label over that of one with the right label, in the last e
 
 What to take from it:
 
-- Where labels may be wrong, UW and FAMO see it from the losses: a wrong one gets a hundredth of the
-  weight. Take FAMO amortized: it then compares an instance with itself, an epoch ago.
+- Where labels may be wrong, UW and FAMO find the wrong ones by their losses, and give them a
+  hundredth of the weight. FAMO amortized compares an instance with itself, an epoch ago.
 - Both need a floor, a size below which a loss does not matter: `eps` for UW, for FAMO a negative
-  `min_losses`. Without it what is fitted takes all the weight, and the rest is given up.
-- Where no label is wrong, the plain mean is hard to beat. What is hard is then ignored just as what
-  was wrong: the worst loss is higher, not lower. None of these is a way to raise the worst case.
-- DWA takes the ratio of two losses. That of two epochs' averages is near 1; that of one instance
-  has no bound, and a few of them may take all the weight. It is not for instances.
+  `min_losses`. Without it the fitted instances take all the weight, and the others are given up.
+- Where no label is wrong, the plain mean is hard to beat. UW and FAMO then ignore hard instances as
+  they ignore wrong labels: the worst loss is higher, not lower.
+- DWA takes the ratio of two losses. The ratio of two epochs' averages is near 1; that of a single
+  instance has no bound, and a few instances may take all the weight. DWA is not for instances.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from digits import count, mean_and_std
-from rich import box
-from rich.console import Console
+from digits import CONSOLE, count, make_table, mean_and_std
 from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -64,35 +63,36 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from mtl_scalarize import DWA, FAMO, UW, Scalarizer
+from mtl_scalarize.functional import fill_absent
 
 INSTANCES = 1000
 BATCH_SIZE = 100  # divides them, so that every batch has a position for each
 
 
+def mean_weights(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    present = fill_absent(torch.ones_like(losses), 0.0, mask=mask)
+    return present / present.sum()
+
+
 class PlainMean(Scalarizer):
-    """The baseline: every instance of the batch counts alike."""
+    """The baseline: every instance of the batch has the same weight."""
 
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
-        present = torch.ones_like(losses) if mask is None else mask.to(losses.dtype)
-        weights = present / present.sum()
-        self._report(weights)
-        return (weights * losses).sum()
-
-    def reset(self) -> None:
-        self._weights = None
+        losses, mask = self.prepare(losses, mask)
+        self.report(mean_weights, losses.detach(), mask=mask)
+        return (mean_weights(losses, mask=mask) * fill_absent(losses, 0.0, mask=mask)).sum()
 
 
-# An instance whose loss is below this, one read with 95 % certainty, counts as fitted.
+# An instance whose loss is below this, one read with 95 % certainty, counts as fitted. FAMO takes
+# the logarithm of the distance of a loss to its bound: the bound is then the negative of this.
 FLOOR = 0.05
-# FAMO takes the logarithm of what a loss is above its bound.
-BOUNDS = torch.full((INSTANCES,), -FLOOR)
 METHODS: dict[str, Callable[[], Scalarizer]] = {
     "plain mean": PlainMean,
     "UW": lambda: UW(INSTANCES, eps=FLOOR),
     "UW by position": lambda: UW(BATCH_SIZE, eps=FLOOR),
     "DWA": lambda: DWA(shape=INSTANCES),
-    "FAMO": lambda: FAMO(INSTANCES, BOUNDS),
-    "FAMO amortized": lambda: FAMO(INSTANCES, BOUNDS, amortized=True),
+    "FAMO": lambda: FAMO(INSTANCES, -FLOOR),
+    "FAMO amortized": lambda: FAMO(INSTANCES, -FLOOR, amortized=True),
     "FAMO, no floor": lambda: FAMO(INSTANCES),
 }
 COLUMNS = ("% right", "mean loss", "worst 5 %", "worst loss", "trust")
@@ -102,7 +102,7 @@ DIGITS = (1, 2, 1, 1, 3)  # after the decimal point
 class Digits(NamedTuple):
     image: Tensor  # (N, 64), from 0 to 1
     label: Tensor  # (N,), from 0 to 9
-    is_wrong: Tensor  # (N,): the label
+    is_wrong: Tensor  # (N,): whether the label is
 
 
 def load(seed: int, wrong: float) -> tuple[Digits, Digits]:
@@ -119,12 +119,6 @@ def load(seed: int, wrong: float) -> tuple[Digits, Digits]:
     return Digits(images[train], given, is_wrong), Digits(images[test], labels[test], right)
 
 
-def in_place(losses: Tensor, place: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The losses of a batch at their places among all, and which places these are."""
-    mask = torch.zeros(size, dtype=torch.bool).index_fill(0, place, True)
-    return losses.new_zeros(size).index_put((place,), losses), mask
-
-
 def train(method: str, digits: Digits, epochs: int, seed: int) -> tuple[nn.Module, Tensor]:
     """A network trained by `method`, and the weight of each instance in the last epoch."""
     torch.manual_seed(seed)
@@ -132,30 +126,29 @@ def train(method: str, digits: Digits, epochs: int, seed: int) -> tuple[nn.Modul
     scalarizer = METHODS[method]()
     groups = [
         {"params": network.parameters()},
-        # Each log-variance is shown its instance once an epoch only: it needs large steps.
+        # Each log-variance sees its instance only once an epoch: it needs large steps.
         {"params": scalarizer.parameters(), "lr": 0.1, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=2e-3)
+    by_position = method == "UW by position"
+    size = BATCH_SIZE if by_position else INSTANCES
+
+    def losses_of(index: Tensor, place: Tensor) -> Tensor:
+        losses = cross_entropy(network(digits.image[index]), digits.label[index], reduction="none")
+        return losses.new_zeros(size).index_put((place,), losses)
+
     order = torch.Generator().manual_seed(seed)
     weights = torch.zeros(INSTANCES)
     for _ in range(epochs):
         for index in torch.randperm(INSTANCES, generator=order).split(BATCH_SIZE):
-            image, label = digits.image[index], digits.label[index]
-            by_position = method == "UW by position"
             place = torch.arange(BATCH_SIZE) if by_position else index
-            size = BATCH_SIZE if by_position else INSTANCES
-
-            losses = cross_entropy(network(image), label, reduction="none")
+            mask = torch.zeros(size, dtype=torch.bool).index_fill(0, place, True)
             optimizer.zero_grad()
-            scalarizer(*in_place(losses, place, size)).backward()
+            scalarizer(losses_of(index, place), mask).backward()
             optimizer.step()
+            scalarizer.update(partial(losses_of, index, place))
             weights[index] = scalarizer.weights[place]
-            if isinstance(scalarizer, FAMO) and not scalarizer.amortized:
-                with torch.no_grad():
-                    losses = cross_entropy(network(image), label, reduction="none")
-                    scalarizer.update(*in_place(losses, place, size))
-        if isinstance(scalarizer, DWA):
-            scalarizer.step()
+        scalarizer.step()
     return network, weights
 
 
@@ -181,10 +174,8 @@ def compare(methods: Sequence[str], wrong: float, epochs: int, seeds: int, bar: 
     return results
 
 
-def make_table(methods: Sequence[str], wrong: int, results: Tensor) -> Table:
-    table = Table(box=box.SIMPLE, padding=0, show_edge=False)
-    for column in (f"{wrong} % wrong", *COLUMNS):
-        table.add_column(column, justify="right" if table.columns else "left", min_width=13)
+def table_of(methods: Sequence[str], wrong: int, results: Tensor) -> Table:
+    table = make_table(f"{wrong} % wrong", *COLUMNS, min_width=13)
     for method, values in zip(methods, results, strict=True):
         cells = [mean_and_std(*column) for column in zip(values.T, DIGITS, strict=True)]
         table.add_row(method, *(cell for cell in cells if "nan" not in cell))
@@ -214,9 +205,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tqdm(total=len(shares) * seeds * len(methods), unit="training", mininterval=1) as bar:
         for wrong in shares:
             results = compare(methods, wrong / 100, epochs, seeds, bar)
-            tables.append(make_table(methods, wrong, results))
+            tables.append(table_of(methods, wrong, results))
     for table in tables:
-        Console(width=100).print("", table)
+        CONSOLE.print("", table)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 Data, network and losses are those of `digits.py`. One step of training is a pure function of the
 network's parameters, the optimizer's state, the scalarizer's state and its hyperparameters. `vmap`
-makes of it the step of a whole population, each member with its own of all four:
+turns it into the step of a whole population, in which each member has its own of all four:
 
 - FAMO: 16 learning rates by 16 weight decays, from the same initial weights;
-- DWA: 16 temperatures by 16 initial weights, to see what is chance, and once more with an infinite
-  temperature: that is the plain sum, with which all are compared.
+- DWA: 16 temperatures by 16 initial weights, which show the effect of chance, and an infinite
+  temperature: this is the plain sum, with which all are compared.
 
-So many networks share one core that they are small: 32 wide, a sixth of those of `digits.py`.
+The networks share one core and are therefore small: 32 wide, a sixth of those of `digits.py`.
 
     python examples/population.py            # about a minute on one core
     python examples/population.py --quick    # a few seconds, to see that it runs
@@ -21,10 +21,10 @@ method         hyperparameters           % right      % right   abs. error  MSE 
 plain sum                             19.8 ± 5.7   21.5 ± 4.1  2.48 ± 0.07  76.6 ± 4.8    0.0 ± 0.0
 FAMO, paper's  lr 0.025, decay 0.001        79.3         79.3         2.43        41.3       -177.5
 FAMO, best     lr 0.44, decay 0.001         88.0         83.2         2.33        36.3       -198.3
-FAMO, worst    lr 1.4, decay 1e-05          70.2         58.0         3.52       435.2         -9.4
+FAMO, worst    lr 1.4, decay 1e-05          84.3         22.5         2.38        46.8       -123.8
 DWA, paper's   temperature 2          20.2 ± 5.7   22.2 ± 3.9  2.48 ± 0.08  76.9 ± 4.4   -1.7 ± 5.1
 DWA, best      temperature 1.1        20.0 ± 5.8   23.1 ± 4.3  2.48 ± 0.08  76.9 ± 4.6   -2.5 ± 6.5
-DWA, worst     temperature 0.02       17.2 ± 5.5   18.6 ± 6.2  2.98 ± 0.13  76.4 ± 2.4  10.8 ± 11.7
+DWA, worst     temperature 0.02       17.3 ± 5.7   18.5 ± 6.2  2.98 ± 0.13  76.4 ± 2.4  10.8 ± 11.7
 
 On digits never trained on; ± is the standard deviation over the initial weights,
 where there are several. delta-m: average relative change of the four metrics against
@@ -32,8 +32,8 @@ the plain sum; negative is better. Best and worst are by delta-m on these same d
 
        trainings   as one program   one by one   ratio
 ────────────────────────────────────────────────────────
-FAMO         256           25.3 s      114.8 s     4.5
-DWA          272           18.8 s      118.7 s     6.3
+FAMO         256           33.8 s      159.2 s     4.7
+DWA          272           26.4 s      180.1 s     6.8
 
 One by one: the same functions without vmap. At most 8 were timed; the time of
 all is extrapolated from the fastest. Both ways run on one thread.
@@ -50,6 +50,7 @@ import matplotlib
 import torch
 from digits import (
     ALL,
+    CONSOLE,
     TASKS,
     Network,
     Pairs,
@@ -58,14 +59,12 @@ from digits import (
     delta_m,
     evaluate,
     load_pairs,
+    make_table,
     mean_and_std,
     picture_path,
     task_losses,
 )
 from matplotlib.figure import Figure
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.func import functional_call, grad, vjp, vmap
 from torch.utils._pytree import tree_map
@@ -88,19 +87,17 @@ TRAIN_SIZE, TEST_SIZE, BATCH_SIZE = 2000, 1000, 100
 WIDTH = 32
 LEARNING_RATE = 2e-3
 DECADES = 4  # that a grid spans, with the paper's value in its middle
-SAMPLE = 8  # trainings run one by one, to tell how long all of them would take
-
-CONSOLE = Console(width=110)
+SAMPLE = 8  # trainings run one by one, to estimate the time of all
 
 Parameters = dict[str, Tensor]
 Hyper = dict[str, Tensor]  # keyword arguments of the scalarizer's functions
 
-# The network without its numbers: those are in a Training.
+# The network without its parameters, which are in a Training.
 NETWORK = Network(WIDTH).to("meta")
 
 
 class Training(NamedTuple):
-    """All that changes in training. In a population every tensor has one more dimension."""
+    """Everything that changes in training. In a population every tensor has one more dimension."""
 
     parameters: Parameters
     mean: Parameters  # Adam's, of the gradient
@@ -113,7 +110,7 @@ class Method(NamedTuple):
     """How to train one network or, `vmap`ped, a population of them."""
 
     on_batch: Callable[[Training, Pairs, Hyper], Training]
-    on_epoch: Callable[[Training], Training]
+    on_epoch: Callable[[Training, Hyper], Training]
 
     def of_population(self) -> "Method":
         return Method(vmap(self.on_batch, in_dims=(0, None, 0)), vmap(self.on_epoch))
@@ -147,17 +144,17 @@ def famo_batch(training: Training, batch: Pairs, hyper: Hyper) -> Training:
 def dwa_batch(training: Training, batch: Pairs, hyper: Hyper) -> Training:
     def loss(parameters: Parameters) -> tuple[Tensor, Tensor]:
         losses = losses_of(parameters, batch)
-        return dwa_combine(losses, training.state, **hyper), losses
+        return dwa_combine(losses, training.state), losses
 
     gradient, losses = grad(loss, has_aux=True)(training.parameters)
     return adam(training, gradient)._replace(state=dwa_accumulate(training.state, losses))
 
 
-def dwa_epoch(training: Training) -> Training:
-    return training._replace(state=dwa_step(training.state))
+def dwa_epoch(training: Training, hyper: Hyper) -> Training:
+    return training._replace(state=dwa_step(training.state, **hyper))
 
 
-FAMO = Method(famo_batch, lambda training: training)
+FAMO = Method(famo_batch, lambda training, hyper: training)
 DWA = Method(dwa_batch, dwa_epoch)
 
 
@@ -176,7 +173,7 @@ def train(
         for index in torch.split(shuffled, BATCH_SIZE):
             training = method.on_batch(training, pairs.take(index), hyper)
             on_batch()
-        training = method.on_epoch(training)
+        training = method.on_epoch(training, hyper)
     return training
 
 
@@ -257,7 +254,7 @@ def run(sweep: Sweep, epochs: int, device: torch.device, bar: "tqdm[None]") -> O
         bar.set_description(f"{sweep.name}, one by one")
         return min(timed(sweep.method, take(everyone, index), 1)[1] for index in sample)
 
-    # Half of the sample before and half after: what else the machine does comes and goes.
+    # Half of the sample before and half after: the load of the machine may change in between.
     sample = torch.linspace(0, size - 1, SAMPLE).long().tolist()
     before = one_by_one(sample[::2])
     bar.set_description(f"{sweep.name}, {size} as one program")
@@ -272,9 +269,8 @@ def run(sweep: Sweep, epochs: int, device: torch.device, bar: "tqdm[None]") -> O
 
 
 def print_metrics(sweeps: Sequence[Sweep], metrics: Sequence[Tensor]) -> None:
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
-    for column in ("\nmethod", "\nhyperparameters", *(task.metric for task in (*TASKS, ALL))):
-        table.add_column(column, justify="left" if column.startswith("\n") else "right")
+    columns = "\nmethod", "\nhyperparameters", *(task.metric for task in (*TASKS, ALL))
+    table = make_table(*columns, left=2, gap=1)
 
     def add_row(name: str, hyper: str, runs: Tensor) -> None:
         columns = zip(runs.T, (*TASKS, ALL), strict=True)
@@ -294,9 +290,7 @@ def print_metrics(sweeps: Sequence[Sweep], metrics: Sequence[Tensor]) -> None:
 
 
 def print_times(sweeps: Sequence[Sweep], outcomes: Sequence[Outcome]) -> None:
-    table = Table(box=box.SIMPLE, padding=(0, 2, 0, 0), show_edge=False)
-    for column in ("", "trainings", "as one program", "one by one", "ratio"):
-        table.add_column(column, justify="right" if column else "left")
+    table = make_table("", "trainings", "as one program", "one by one", "ratio", gap=2)
     for sweep, outcome in zip(sweeps, outcomes, strict=True):
         size = len(sweep.start.step)
         one_by_one = size * outcome.seconds_alone

@@ -1,9 +1,8 @@
 """Training that may be killed at any moment: what a checkpoint holds, how it is written and read.
 
-The demo of `digits.py`, by any method, with what a real run has besides: mixed precision, a
-schedule of the learning rate, noise on the images. Started again with the same flags, it goes on
-from its newest whole checkpoint, and ends bit for bit where it would have ended had it never been
-stopped.
+The demo of `digits.py`, with any method, and with other parts of a real run: mixed precision, a
+schedule of the learning rate, noise on the images. Started again with the same flags, it continues
+from its newest whole checkpoint. The result is bit-identical to that of a run that never stopped.
 
     python examples/resume.py --method UW                # a few seconds; kill it, start it again
     python examples/resume.py --method DWA --amp float16 --every 25 --keep 5 --dir elsewhere
@@ -18,9 +17,9 @@ method    % right     % right abs. error MSE x 1000
 ───────────────────────────────────────────────────
 UW           96.6        95.2       1.73       17.2
 
-A checkpoint appears under its name only once it is whole and on the disk, and only then do older
-ones go: a kill, or a power cut, costs the steps since the last one. What was passed over is kept
-aside, as `.damaged`. If nothing whole is left, or if the settings differ, the program says so and
+A checkpoint appears under its name only once it is whole and on the disk, and only then are older
+ones removed: a kill, or a power cut, costs the steps since the last one. A damaged checkpoint is
+renamed to `.damaged`. If no whole one is left, or if the settings differ, the program says so and
 stops: it never starts over in silence.
 
 The state of the random numbers is that of torch. A program that also draws from `random` or NumPy,
@@ -42,33 +41,31 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from digits import (
     BATCH_SIZE,
-    LEARNING_RATE,
     METHODS,
     TASKS,
     Network,
     Pairs,
     available_device,
     count,
-    evaluate,
     load_pairs,
+    make_optimizer,
+    make_schedule,
+    print_metrics,
     task_losses,
 )
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from tqdm import tqdm
 
-from mtl_scalarize import DWA, FAMO, Scalarizer
+from mtl_scalarize import Scalarizer
 
 NOISE = 0.1  # standard deviation; the images are from 0 to 1
 PRECISIONS = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Settings(NamedTuple):
-    """What makes this training this one: a checkpoint of another is refused."""
+    """A checkpoint of a training with other settings is refused."""
 
     method: str
     epochs: int
@@ -88,7 +85,7 @@ class Order:
         self.size = size
         self.batch_size = batch_size
         self.generator = torch.Generator().manual_seed(seed)
-        self.ahead = torch.empty(0, dtype=torch.int64)  # what is left of the epoch
+        self.ahead = torch.empty(0, dtype=torch.int64)  # the rest of the epoch
 
     def next(self) -> Tensor:
         if self.epoch_is_over():
@@ -100,7 +97,7 @@ class Order:
         return len(self.ahead) == 0
 
     def state_dict(self) -> dict[str, Tensor]:
-        # A clone, because with a slice torch saves all that it was cut from.
+        # A clone, because with a slice torch saves the whole tensor behind it.
         return {"generator": self.generator.get_state(), "ahead": self.ahead.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -109,7 +106,7 @@ class Order:
 
 
 class RandomNumbers:
-    """What torch draws from where it is given no generator."""
+    """The state of torch's default generators."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -127,7 +124,7 @@ class RandomNumbers:
 
 
 class Training(NamedTuple):
-    """All that a step changes."""
+    """Everything that a step changes."""
 
     network: Network
     scalarizer: Scalarizer
@@ -149,18 +146,10 @@ def begin(settings: Settings, size: int) -> Training:
     torch.manual_seed(settings.seed)
     device = torch.device(settings.device)
     network = Network().to(device)
-    scalarizer = METHODS[settings.method]().to(device)
-    groups: list[dict[str, Any]] = [
-        {"params": network.parameters()},
-        {"params": scalarizer.parameters(), "lr": 1e-2, "weight_decay": 0.0},  # as in digits.py
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
-    steps = settings.steps(size)
-    # The second group has its own: without a learning rate, its parameters would stand still.
-    schedule = LambdaLR(
-        optimizer, [lambda step: (1 + math.cos(math.pi * step / steps)) / 2, lambda step: 1.0]
-    )
-    # Off, it does nothing: the other types hold gradients as small as they come.
+    scalarizer = METHODS[settings.method](len(TASKS)).to(device)
+    optimizer = make_optimizer(network, scalarizer)
+    schedule = make_schedule(optimizer, settings.steps(size))
+    # Needed in float16 alone: the other types can represent gradients that small.
     scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "float16")
     order = Order(size, settings.batch_size, settings.seed)
     return Training(network, scalarizer, optimizer, schedule, scaler, order, RandomNumbers(device))
@@ -183,10 +172,8 @@ def take_step(training: Training, pairs: Pairs, precision: torch.dtype | None) -
     scaler.update()
     if scaler.get_scale() >= scale:  # or there was no step: a gradient was not finite
         schedule.step()
-    if isinstance(scalarizer, FAMO) and not scalarizer.amortized:
-        with torch.no_grad():
-            scalarizer.update(losses())
-    if isinstance(scalarizer, DWA) and order.epoch_is_over():
+    scalarizer.update(losses)
+    if order.epoch_is_over():
         scalarizer.step()
 
 
@@ -205,7 +192,7 @@ def checkpoints(directory: Path) -> list[Path]:
 
 def save(checkpoint: dict[str, Any], path: Path, keep: int) -> None:
     """Make the file appear whole or not at all, and then remove all but the newest `keep`."""
-    buffer = io.BytesIO()  # written straight to a disk that is full, it would not say so
+    buffer = io.BytesIO()  # torch.save does not report a full disk; the write below does
     torch.save(checkpoint, buffer)
     aside = path.with_name(f"{path.name}.new")
     with aside.open("wb") as file:
@@ -213,9 +200,9 @@ def save(checkpoint: dict[str, Any], path: Path, keep: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
-    if os.name == "posix":  # elsewhere a directory cannot be opened
+    if os.name == "posix":  # other systems cannot open a directory
         directory = os.open(path.parent, os.O_RDONLY)
-        os.fsync(directory)  # of the new name, before the old files go
+        os.fsync(directory)  # the new name is on the disk before the old files are removed
         os.close(directory)
     prune(path.parent, keep)
 
@@ -235,7 +222,7 @@ def read(path: Path) -> dict[str, Any]:
         if unsafe := get_unsafe_globals_in_checkpoint(path):
             raise ValueError(f"it holds {', '.join(unsafe)}, which weights_only=True refuses")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # there is no telling what a damaged file makes these raise
+    except Exception as error:  # a damaged file may raise almost anything
         raise ValueError(first_line(error)) from error
     if not isinstance(checkpoint, dict) or checkpoint.keys() != {"settings", "step", "training"}:
         raise ValueError("it is not of this program")
@@ -243,7 +230,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def resume(training: Training, directory: Path, settings: Settings) -> int:
-    """Load the newest whole checkpoint, if there is any; how many steps are behind it."""
+    """Load the newest whole checkpoint, if there is any; return how many steps are behind it."""
     damaged = {}
     for path in reversed(checkpoints(directory)):
         try:
@@ -278,7 +265,7 @@ def open_directory(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for aside in directory.glob("step-*.pt.new"):  # of a run that was killed while it wrote
         aside.unlink()
-    # Whether it can be written to is better known now than after the first steps.
+    # Fail now, and not after the first steps, if it cannot be written to.
     tempfile.TemporaryFile(prefix="step-", suffix=".pt.new", dir=directory).close()
 
 
@@ -317,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     training = begin(settings, size)
     with writing_to(args.dir):
         behind = resume(training, args.dir, settings)
-        prune(args.dir, args.keep)  # a run that was killed after its last save did not come to it
+        prune(args.dir, args.keep)  # a run may have been killed between save and prune
     with tqdm(total=steps, initial=behind, unit="step", mininterval=1) as bar:
         for step in range(behind + 1, steps + 1):
             take_step(training, train_pairs, PRECISIONS[args.amp])
@@ -334,13 +321,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 with writing_to(args.dir):
                     save(checkpoint, args.dir / f"step-{step:08d}.pt", args.keep)
 
-    table = Table(box=box.SIMPLE, padding=0, show_edge=False)
-    for column in ("\nmethod", *(task.metric for task in TASKS)):
-        table.add_column(column, justify="right" if table.columns else "left")
-    metrics = evaluate(training.network, test_pairs).tolist()
-    cells = (f"{value:.{task.digits}f}" for value, task in zip(metrics, TASKS, strict=True))
-    table.add_row(args.method, *cells)
-    Console(width=100).print(table)
+    print_metrics(args.method, training.network, test_pairs)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The digits demo under `accelerate launch`: the plain loop, every method, mixed precision, resume.
 
-What the methods need of Accelerate: the process group, so that the ranks balance together; and
-`register_for_checkpointing`, because the scalarizer is no part of the network that is prepared.
-It is not prepared itself: UW's and IMTL-L's gradients are the same on every rank without DDP.
+A scalarizer needs two things of Accelerate: the process group, so that the ranks balance together;
+and `register_for_checkpointing`, because it is not part of the prepared network. It is not prepared
+itself: UW's and IMTL-L's gradients are the same on every rank without DDP.
 
     accelerate launch --num_processes 2 examples/with_accelerate.py      # on two GPUs
     accelerate launch --cpu --mixed_precision bf16 examples/with_accelerate.py --method DWA
@@ -10,7 +10,7 @@ It is not prepared itself: UW's and IMTL-L's gradients are the same on every ran
     python examples/with_accelerate.py --quick                           # no launcher, one process
 
 With `--cpu`, Accelerate starts one process, whatever `--num_processes` says, unless MPI is there.
-Two, which balance over Gloo, it starts so (half a minute on two cores):
+These lines start two processes, which balance over Gloo (half a minute on two cores):
 
     export ACCELERATE_USE_CPU=1
     accelerate launch --multi_gpu --num_processes 2 examples/with_accelerate.py --method UW
@@ -28,34 +28,31 @@ up to rounding.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from digits import (
     BATCH_SIZE,
-    LEARNING_RATE,
     METHODS,
     TASKS,
     Network,
     Pairs,
     count,
-    evaluate,
     load_pairs,
+    make_optimizer,
+    make_schedule,
+    print_metrics,
     task_losses,
     writable_directory,
 )
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-from mtl_scalarize import DWA, FAMO, Scalarizer
+from mtl_scalarize import Scalarizer
 
 try:
     from accelerate import Accelerator
@@ -66,7 +63,8 @@ except ImportError:
 
 def largest_difference(scalarizer: Scalarizer, accelerator: Accelerator) -> float:
     """Between any two ranks, of anything in the scalarizer's state."""
-    values = [value.flatten().double() for value in scalarizer.state_dict().values()]
+    # FAMO's losses of the last call are nan once `update` has used them.
+    values = [value.flatten().double().nan_to_num() for value in scalarizer.state_dict().values()]
     state = torch.cat([torch.zeros(1, device=accelerator.device), *values])
     ranks = accelerator.gather(state.unsqueeze(0))
     return (ranks.amax(dim=0) - ranks.amin(dim=0)).max().item()
@@ -103,18 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_pairs, test_pairs = load_pairs(args.seed)
     loader = DataLoader(TensorDataset(*train_pairs), BATCH_SIZE, shuffle=True)
     network = Network()
-    scalarizer = METHODS[args.method]().to(accelerator.device)
+    scalarizer = METHODS[args.method](len(TASKS)).to(accelerator.device)
     scalarizer.process_group = torch.distributed.group.WORLD  # in a single process, None
-    groups: list[dict[str, Any]] = [
-        {"params": network.parameters()},
-        {"params": scalarizer.parameters(), "lr": 1e-2, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
-    steps = epochs * len(loader)
-    # The second group keeps its rate: without one, its parameters would stand still.
-    schedule = LambdaLR(
-        optimizer, [lambda step: (1 + math.cos(math.pi * step / steps)) / 2, lambda step: 1.0]
-    )
+    optimizer = make_optimizer(network, scalarizer)
+    schedule = make_schedule(optimizer, epochs * len(loader))
     network, optimizer, loader, schedule = accelerator.prepare(network, optimizer, loader, schedule)
     accelerator.register_for_checkpointing(scalarizer)
     if args.resume is not None:
@@ -124,20 +114,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"{args.resume} holds no checkpoint of --method {args.method}")
     behind = schedule.scheduler.last_epoch // len(loader)
 
+    def losses_of(batch: Pairs) -> Tensor:
+        return task_losses(network(batch.image), batch)
+
     for epoch in tqdm(range(behind, epochs), disable=not accelerator.is_main_process):
         loader.set_epoch(epoch)
         for tensors in loader:
             batch = Pairs(*tensors)
-            losses = task_losses(network(batch.image), batch)
             optimizer.zero_grad()
-            accelerator.backward(scalarizer(losses))
+            accelerator.backward(scalarizer(losses_of(batch)))
             optimizer.step()
             schedule.step()
-            if isinstance(scalarizer, FAMO) and not scalarizer.amortized:
-                with torch.no_grad():
-                    scalarizer.update(task_losses(network(batch.image), batch))
-        if isinstance(scalarizer, DWA):
-            scalarizer.step()
+            scalarizer.update(partial(losses_of, batch))
+        scalarizer.step()
         accelerator.save_state(args.dir / f"epoch-{epoch + 1}")
 
     size, difference = accelerator.num_processes, largest_difference(scalarizer, accelerator)
@@ -145,14 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"processes: {size}, largest difference between their scalarizers: {difference:.1e}"
     )
     if accelerator.is_main_process:
-        table = Table(box=box.SIMPLE, padding=0, show_edge=False)
-        for column in ("\nmethod", *(task.metric for task in TASKS)):
-            table.add_column(column, justify="right" if table.columns else "left")
         pairs = Pairs(*(values.to(accelerator.device) for values in test_pairs))
-        metrics = evaluate(accelerator.unwrap_model(network), pairs).tolist()
-        cells = (f"{value:.{task.digits}f}" for value, task in zip(metrics, TASKS, strict=True))
-        table.add_row(args.method, *cells)
-        Console(width=100).print(table)
+        print_metrics(args.method, accelerator.unwrap_model(network), pairs)
     accelerator.end_training()
 
 

@@ -1,9 +1,8 @@
 """The digits demo as a LightningModule: every method, automatic optimisation, one process or many.
 
-What the methods need of Lightning is in five places below: the scalarizer is a submodule, so that
-checkpoints hold it; `setup` gives it the process group; `configure_optimizers` gives UW's and
-IMTL-L's parameters their own learning rate; `optimizer_step` is where FAMO looks again; and
-`on_train_epoch_end` closes DWA's epoch.
+The scalarizer is in five places of the module below: it is a submodule, so that checkpoints hold
+it; `setup` gives it the process group; `configure_optimizers` gives UW's and IMTL-L's parameters
+their own learning rate; `optimizer_step` calls `update`; and `on_train_epoch_end` calls `step`.
 
     python examples/with_lightning.py --method UW             # 15 seconds on one core
     python examples/with_lightning.py --devices 2 --precision bf16-mixed
@@ -22,12 +21,11 @@ epoch is bit-identical to one that never stopped; on more, again up to rounding.
 `checkpoints/lightning_logs` are the losses and the task weights of every tenth step.
 
 FAMO's second forward pass is in training mode, as the first. In `eval()`, dropout and batch norm
-would change the losses, and FAMO would take that for what the step did. That batch norm counts
-the batch twice, and that dropout draws anew, makes no difference to speak of.
+would change the losses, and FAMO would take this for the effect of the step. In training mode batch
+norm counts the batch twice and dropout draws again, which hardly matters.
 """
 
 import argparse
-import math
 import os
 import pickle
 import sys
@@ -38,7 +36,6 @@ from typing import Any
 import torch
 from digits import (
     BATCH_SIZE,
-    LEARNING_RATE,
     METHODS,
     TASKS,
     Network,
@@ -46,17 +43,14 @@ from digits import (
     count,
     evaluate,
     load_pairs,
+    make_optimizer,
+    make_schedule,
+    print_metrics,
     task_losses,
     writable_directory,
 )
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-
-from mtl_scalarize import DWA, FAMO
 
 try:
     from lightning import LightningDataModule, LightningModule, Trainer
@@ -71,23 +65,15 @@ class Digits(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.network = Network()
-        self.scalarizer = METHODS[method]()
+        self.scalarizer = METHODS[method](len(TASKS))
 
     def setup(self, stage: str) -> None:
-        # The ranks have met by now; in a single process this is None.
+        # The process group exists by now; in a single process this is None.
         self.scalarizer.process_group = torch.distributed.group.WORLD
 
     def configure_optimizers(self) -> dict[str, Any]:
-        groups: list[dict[str, Any]] = [
-            {"params": self.network.parameters()},
-            {"params": self.scalarizer.parameters(), "lr": 1e-2, "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
-        steps = self.trainer.estimated_stepping_batches
-        # The second group keeps its rate: without one, its parameters would stand still.
-        schedule = LambdaLR(
-            optimizer, [lambda step: (1 + math.cos(math.pi * step / steps)) / 2, lambda step: 1.0]
-        )
+        optimizer = make_optimizer(self.network, self.scalarizer)
+        schedule = make_schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -108,13 +94,11 @@ class Digits(LightningModule):
         super().optimizer_step(*args, **kwargs)
         # Not in `on_train_batch_end`: a ModelCheckpoint that counts steps saves before that hook,
         # and a resumed run would miss this update.
-        if isinstance(self.scalarizer, FAMO) and not self.scalarizer.amortized:
-            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-                self.scalarizer.update(self.losses(self.batch))
+        with self.trainer.precision_plugin.forward_context():
+            self.scalarizer.update(lambda: self.losses(self.batch))
 
     def on_train_epoch_end(self) -> None:
-        if isinstance(self.scalarizer, DWA):
-            self.scalarizer.step()
+        self.scalarizer.step()
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         pairs = Pairs(*batch)
@@ -196,13 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     trainer.fit(model, data, ckpt_path=args.resume)
 
-    table = Table(box=box.SIMPLE, padding=0, show_edge=False)
-    for column in ("\nmethod", *(task.metric for task in TASKS)):
-        table.add_column(column, justify="right" if table.columns else "left")
-    metrics = evaluate(model.network, data.test_pairs).tolist()
-    cells = (f"{value:.{task.digits}f}" for value, task in zip(metrics, TASKS, strict=True))
-    table.add_row(args.method, *cells)
-    Console(width=100, quiet=not trainer.is_global_zero).print(table)
+    if trainer.is_global_zero:
+        print_metrics(args.method, model.network, data.test_pairs)
 
 
 if __name__ == "__main__":

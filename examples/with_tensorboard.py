@@ -14,12 +14,11 @@ sum to 4 and FAMO's to 1. Compare their ratios, and switch the axis to logarithm
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from digits import (
     BATCH_SIZE,
-    LEARNING_RATE,
     METHODS,
     TASKS,
     Network,
@@ -27,13 +26,12 @@ from digits import (
     count,
     evaluate,
     load_pairs,
+    make_optimizer,
     task_losses,
     writable_directory,
 )
 from torch import Tensor
 from tqdm import tqdm
-
-from mtl_scalarize import DWA, FAMO
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -58,30 +56,27 @@ def train(
     train_pairs, test_pairs = pairs
     torch.manual_seed(seed)
     network = Network()
-    scalarizer = METHODS[method]()
-    groups: list[dict[str, Any]] = [
-        {"params": network.parameters()},
-        {"params": scalarizer.parameters(), "lr": 1e-2, "weight_decay": 0.0},  # as in digits.py
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
+    scalarizer = METHODS[method](len(TASKS))
+    optimizer = make_optimizer(network, scalarizer)
+
+    def losses_of(batch: Pairs) -> Tensor:
+        return task_losses(network(batch.image), batch)
+
     order = torch.Generator().manual_seed(seed)
     step = 0
     for _ in tqdm(range(epochs), desc=method, unit="epoch"):
         for index in torch.randperm(len(train_pairs.image), generator=order).split(BATCH_SIZE):
             batch = train_pairs.take(index)
-            losses = task_losses(network(batch.image), batch)
+            losses = losses_of(batch)
             optimizer.zero_grad()
             scalarizer(losses).backward()
             optimizer.step()
-            if isinstance(scalarizer, FAMO) and not scalarizer.amortized:
-                with torch.no_grad():
-                    scalarizer.update(task_losses(network(batch.image), batch))
+            scalarizer.update(partial(losses_of, batch))
             if step % every == 0:
                 add_scalars(writer, "loss", losses, step)
                 add_scalars(writer, "weight", scalarizer.weights, step)
             step += 1
-        if isinstance(scalarizer, DWA):
-            scalarizer.step()
+        scalarizer.step()
         add_scalars(writer, "metric", evaluate(network, test_pairs), step)
 
 
