@@ -195,9 +195,8 @@ def famo_delta(before: Tensor, after: Tensor, min_losses: float | Tensor = 0.0) 
     check_scalar_or_shape("min_losses", min_losses, after.shape, "before")
     before, after = in_common_dtype(before, after)
     distances = after - scalar_in(after.dtype, min_losses) + EPS
-    # Two losses below their bound have a positive quotient, too.
-    distances = distances.masked_fill(distances <= 0, torch.nan)
-    return torch.log1p((before - after) / distances)
+    root = distances.sqrt()  # nan below the bound, where two wrong signs would cancel
+    return torch.log1p((before - after) / root / root)
 
 
 def famo_update(
