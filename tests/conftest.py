@@ -1,4 +1,4 @@
-"""Hypothesis profiles `default` and `long` (by `--hypothesis-profile=long`), and `--long`."""
+"""Hypothesis profiles (`--hypothesis-profile=long`, and `mutants` for mutmut), and `--long`."""
 
 import pytest
 from hypothesis import settings
@@ -8,6 +8,7 @@ collect_ignore = ["typing_sample.py"]  # no module of tests: it is wrong on purp
 # A loaded machine is not a failing property.
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.register_profile("long", parent=settings.get_profile("default"), max_examples=10_000)
+settings.register_profile("mutants", parent=settings.get_profile("default"), max_examples=20)
 settings.load_profile("default")
 
 

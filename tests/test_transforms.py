@@ -1,10 +1,6 @@
 """Every public function under every transform of `torch.func`: rows, columns, devices."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -250,40 +246,3 @@ def test_a_fresh_state_has_derivatives_in_single_precision() -> None:
     delta = torch.zeros(2, requires_grad=True)
     famo_update(famo_init(2), delta).logits.sum().backward()
     assert delta.grad.isfinite().all()
-
-
-FIRST_CALLS = {
-    "in inference mode": "with torch.inference_mode(): call()",
-    "on fake tensors": "with FakeTensorMode(allow_non_fake_inputs=True): call()",
-    "under jvp": "torch.func.jvp(lambda x: (call(), x)[1], (torch.ones(1),), (torch.ones(1),))",
-    "under grad": "torch.func.grad(lambda x: (call(), x.sum())[1])(torch.ones(1))",
-}
-
-
-@pytest.mark.parametrize("first_call", FIRST_CALLS.values(), ids=FIRST_CALLS.keys())
-def test_what_a_call_was_made_under_leaves_no_trace(first_call: str) -> None:
-    """In a new process: what is kept from a first call would be taken by all that follow."""
-    program = f"""
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
-from functions import ROWS, value_and_gradients
-
-def call():
-    for row in ROWS:
-        row.function(**row.inputs())
-
-{first_call}
-for row in ROWS:
-    for leaf in tree_leaves(value_and_gradients(row.function, row.inputs())):
-        leaf.tolist()
-"""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
