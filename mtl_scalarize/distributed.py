@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .functional.checks import check_scalar_or_shape, check_tensors
+from .functional.checks import check_scalar, check_scalar_or_shape, check_tensors
 from .functional.precision import in_common_dtype, scalar_in
 from .functional.presence import fill_absent
 
@@ -46,8 +46,8 @@ def all_reduce_losses(
     Raises:
         TypeError: ``losses`` is not a floating-point tensor, or ``count`` neither a number nor a
             tensor.
-        ValueError: ``mask`` is not boolean, it or ``count`` is not of shape S, or no process group
-            is initialised.
+        ValueError: ``mask`` is not boolean, it or ``count`` is not of shape S, ``count`` is
+            negative, or no process group is initialised.
 
     Example:
         >>> import tempfile
@@ -85,6 +85,8 @@ def _weight(losses: Tensor, mask: Tensor | None, count: float | Tensor | None) -
     """The weight of each loss of this rank in the mean."""
     count = 1.0 if count is None else count
     check_scalar_or_shape("count", count, losses.shape, "losses")
+    if not isinstance(count, Tensor):
+        check_scalar("count", count)
     weight = torch.ones_like(losses.detach()) * scalar_in(losses.dtype, count)
     return fill_absent(weight, 0.0, mask=mask)
 

@@ -80,7 +80,8 @@ class History:
         if step % self._stride:
             return
         if self._rows is None:
-            self._rows = weights.new_empty(self.capacity, 2, weights.numel())
+            with torch.inference_mode(False):  # or no later step could be recorded
+                self._rows = weights.new_empty(self.capacity, 2, weights.numel())
         if len(self._steps) == self.capacity:
             half = self.capacity // 2
             self._rows[:half] = self._rows[::2].clone()

@@ -19,10 +19,10 @@ class Model:
         self.reset()
 
     def reset(self) -> None:
-        self.load(self.start())
+        self.state, self.called = self.start(), False
 
     def load(self, state: State) -> None:
-        self.state, self.called = dict(state), False
+        self.state, self.called = dict(state), True  # a state does not tell of a call
 
     def new(self) -> mtl.Scalarizer:
         """The module that this is a model of."""
@@ -142,7 +142,7 @@ class FAMOModel(Model):
 
     def update(self, losses: Tensor, mask: Tensor | None) -> bool:
         previous = self.state["previous_losses"]
-        if not self.called and previous.isnan().all():
+        if not self.called:
             return False
         self.fall(losses, mask)
         self.state["previous_losses"] = torch.full_like(previous, torch.nan)

@@ -105,6 +105,19 @@ def test_weights_are_those_of_the_last_call_whatever_came_after_it(method: Metho
     assert_same(expected, kept)
 
 
+def test_weights_do_not_change_with_what_the_call_was_given(method: Method) -> None:
+    scalarizer = started(method)
+    losses, mask = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64), torch.ones(3) > 0
+    scalar = scalarizer(losses.requires_grad_(), mask)
+    expected, read = scalarizer.weights, scalarizer.weights
+    read /= 2  # nor with what was read; nor does the graph
+    scalar.backward()
+    with torch.no_grad():
+        losses *= torch.tensor([1.0, 10.0, 100.0])
+    mask[0] = False
+    assert_same(scalarizer.weights, expected)
+
+
 def test_there_are_no_weights_before_a_call(method: Method) -> None:
     scalarizer = method.make((3,))
     assert not hasattr(scalarizer, "weights")

@@ -42,6 +42,7 @@ def test_a_task_is_averaged_over_the_batches_in_which_it_is_present() -> None:
     for losses, mask in [([1.0, 8.0], [True, False]), ([3.0, 5.0], [True, True])]:
         state = dwa_accumulate(state, torch.tensor(losses), mask=torch.tensor(mask))
     assert dwa_step(state).last.tolist() == [2.0, 5.0]
+    assert state.count.dtype == dwa_init(2).count.dtype == torch.int64
 
 
 def test_an_epoch_without_batches_changes_nothing() -> None:
@@ -126,3 +127,10 @@ def test_an_average_of_zero_is_a_rate_of_zero_and_then_none() -> None:
     expected = 2 * torch.softmax(torch.tensor([0.0, 0.5]), 0)
     torch.testing.assert_close(epoch(scalarizer, [3.0, 1.0]), expected)
     assert epoch(scalarizer, [1.0, 1.0]).tolist() == [1.0, 1.0]
+
+
+def test_without_shape_the_first_call_may_not_be_inside_a_transform() -> None:
+    scalarizer = DWA()
+    with pytest.raises(ValueError, match="`shape` should be given if the first call is inside"):
+        torch.func.vjp(scalarizer, torch.ones(2))
+    assert not scalarizer.state_dict()

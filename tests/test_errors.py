@@ -22,8 +22,11 @@ from mtl_scalarize import (
     dwa_step,
     dwa_weights,
     famo_combine,
+    famo_delta,
     famo_init,
     famo_update,
+    imtll_loss,
+    uw_loss,
 )
 
 L = torch.ones(3)
@@ -116,6 +119,22 @@ CASES: list[Case] = [
     (lambda: UW(3, eps=-1), ValueError, "`eps` should be non-negative. Found `eps = -1`."),
     (lambda: IMTLL(3, eps=-1), ValueError, "`eps` should be non-negative. Found `eps = -1`."),
     (
+        lambda: uw_loss(L, L, eps=-1.0),
+        ValueError,
+        "`eps` should be non-negative. Found `eps = -1.0`.",
+    ),
+    (lambda: imtll_loss(L, L, eps=torch.ones(1)), ValueError, number("eps", "`eps.shape = (1,)`")),
+    (
+        lambda: famo_combine(L, L, torch.ones(2)),
+        ValueError,
+        of_shape("min_losses", "(3,)", "losses", "min_losses.shape = (2,)"),
+    ),
+    (
+        lambda: famo_delta(L, L, torch.ones(2)),
+        ValueError,
+        of_shape("min_losses", "(3,)", "before", "min_losses.shape = (2,)"),
+    ),
+    (
         lambda: UW(3, init=[0.0] * 3),
         TypeError,
         "`init` should be a number or a tensor. Found a list.",
@@ -148,8 +167,8 @@ CASES: list[Case] = [
     (
         lambda: UW(3).weights,
         AttributeError,
-        "`weights` are those of the last call. Found no call of this UW so far, or one inside a "
-        "transform of `torch.func`: use the pure function there.",
+        "`weights` are those of the last call. Found no call of this UW since it was made, copied "
+        "or loaded, or one inside a transform of `torch.func`: use the pure function there.",
     ),
     (
         lambda: UW(3).task_weights(),

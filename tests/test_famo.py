@@ -149,6 +149,14 @@ def test_min_losses_keeps_the_precision_it_was_given_in() -> None:
     assert FAMO(2, bounds.half()).min_losses.dtype == torch.float32
 
 
+def test_min_losses_is_a_number_of_any_size_whatever_the_default_dtype() -> None:
+    torch.set_default_dtype(torch.float16)
+    try:
+        assert FAMO(2, -1e5).min_losses.tolist() == [-1e5, -1e5]
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_min_losses_is_a_copy() -> None:
     bounds = torch.zeros(2)
     scalarizer = FAMO(2, bounds)
@@ -221,6 +229,18 @@ def test_a_second_update_after_one_call_learns_nothing() -> None:
     scalarizer.train()
     scalarizer.update(torch.tensor([0.1, 1.0]))
     torch.testing.assert_close(list(scalarizer.state), expected, rtol=0, atol=0)
+
+
+def test_update_passes_over_a_task_that_its_mask_or_the_last_call_lacks() -> None:
+    one, all_three = torch.tensor([True, False, True]), torch.ones(3, dtype=torch.bool)
+    after = torch.tensor([0.9, 0.1, 0.5])
+    for call_mask, update_mask in ((None, one), (one, None), (one, all_three)):
+        scalarizer = FAMO(3)
+        scalarizer(torch.ones(3))  # without an update, so that its losses are still there
+        scalarizer(torch.ones(3), call_mask)
+        scalarizer.update(after, update_mask)
+        assert scalarizer.updates.tolist() == [1, 0, 1]
+        assert scalarizer.updates.dtype == torch.int64
 
 
 def test_update_does_nothing_where_each_call_learns() -> None:

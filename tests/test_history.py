@@ -259,8 +259,17 @@ def test_a_record_that_is_refused_leaves_no_trace(
     assert history.to_dict()["step"].tolist() == [0]
 
 
+def test_the_first_record_may_be_in_inference_mode() -> None:
+    history = history_of(2)
+    with torch.inference_mode():
+        history.scalarizer(torch.ones(2))
+        history.record(torch.ones(2))
+    recorded(history, 3)
+    assert len(history) == 4
+
+
 def test_there_is_nothing_to_record_before_a_call() -> None:
-    with pytest.raises(AttributeError, match="Found no call of this UW so far"):
+    with pytest.raises(AttributeError, match="Found no call of this UW since"):
         History(UW(2)).record(torch.ones(2))
 
 

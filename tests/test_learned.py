@@ -36,6 +36,9 @@ def test_init_may_be_of_each_task(method: type[UW] | type[IMTLL], name: str) -> 
     scalarizer.reset()
     assert parameter.tolist() == [1.0, -2.0]
     assert method(2, init=torch.tensor(0.5)).get_parameter(name).tolist() == [0.5, 0.5]
+    wide = method(2, init=0.1).double()
+    wide.reset()
+    assert wide.get_parameter(name).tolist() == [0.1, 0.1]  # all its digits
 
 
 @pytest.mark.parametrize("method", [UW, IMTLL])
@@ -44,6 +47,18 @@ def test_init_of_another_shape_is_refused(method: type[UW] | type[IMTLL]) -> Non
         method(3, init=torch.ones(2))
     with pytest.raises(TypeError, match=r"`init` should be a number or a tensor\. Found a list"):
         method(3, init=[1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("method", [UW, IMTLL])
+@pytest.mark.parametrize("eps", [0.5, torch.tensor(0.5, dtype=torch.float64)])
+def test_eps_is_added_to_every_loss(
+    method: type[UW] | type[IMTLL], eps: float | torch.Tensor
+) -> None:
+    for losses in (torch.tensor([3.0, 0.0]), torch.tensor(2.0)):
+        floored, plain = (method(losses.shape, eps=e)(losses) for e in (eps, 0.0))
+        expected = method(losses.shape, eps=0.0)(losses + 0.5)
+        torch.testing.assert_close(floored, expected, rtol=0, atol=0)
+        assert floored != plain
 
 
 @pytest.mark.parametrize("weights", [uw_weights, imtll_weights])

@@ -97,8 +97,9 @@ def famo_weights(
             softmax runs over those present. None: all are present.
 
     Returns:
-        The weights, of shape S, non-negative, with sum 1, in the dtype of ``losses`` and
-        ``logits``, at least float32. All present ones are nan if a loss is below its bound.
+        The weights, of shape S, non-negative, with sum 1 (0 if every task is absent), in the dtype
+        of ``losses`` and ``logits``, at least float32. All present ones are nan if a loss is more
+        than :math:`\epsilon` below its bound.
 
     Raises:
         TypeError: ``losses`` or ``logits`` is not a floating-point tensor.
@@ -139,7 +140,7 @@ def famo_combine(
 
     Returns:
         The scalar, of shape (), in the dtype of ``losses`` and ``logits``, at least float32. It is
-        nan if a loss is below its bound.
+        nan if a loss is more than :math:`\epsilon` below its bound.
 
     Raises:
         TypeError: ``losses`` or ``logits`` is not a floating-point tensor.
@@ -181,7 +182,7 @@ def famo_delta(before: Tensor, after: Tensor, min_losses: float | Tensor = 0.0) 
 
     Returns:
         The falls :math:`\delta`, of shape S, in the dtype of the losses, at least float32; nan
-        where a loss is below its bound.
+        where a loss is more than :math:`\epsilon = 10^{-8}` below its bound.
 
     Raises:
         TypeError: ``before`` or ``after`` is not a floating-point tensor.

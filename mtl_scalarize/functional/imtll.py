@@ -64,7 +64,7 @@ def imtll_weights(log_scale: Tensor, *, mask: Tensor | None = None) -> Tensor:
         mask: boolean, of shape S, True where the task is present. Absent tasks get 0.
 
     Returns:
-        The weights, of shape S, positive, in the dtype of ``log_scale``, at least float32.
+        The weights, of shape S, non-negative, in the dtype of ``log_scale``, at least float32.
 
     Raises:
         TypeError: ``log_scale`` is not a floating-point tensor.

@@ -66,7 +66,7 @@ def uw_weights(log_var: Tensor, *, mask: Tensor | None = None) -> Tensor:
         mask: boolean, of shape S, True where the task is present. Absent tasks get 0.
 
     Returns:
-        The weights, of shape S, positive, in the dtype of ``log_var``, at least float32.
+        The weights, of shape S, non-negative, in the dtype of ``log_var``, at least float32.
 
     Raises:
         TypeError: ``log_var`` is not a floating-point tensor.

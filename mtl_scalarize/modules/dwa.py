@@ -21,12 +21,14 @@ class DWA(Scalarizer):
 
     .. math::
         \sum_i \lambda_i \ell_i, \qquad
-        \lambda_i = K \, \frac{e^{r_i / T}}{\sum_j e^{r_j / T}}, \qquad
+        \lambda_i = m \, \frac{e^{r_i / T}}{\sum_j e^{r_j / T}}, \qquad
         r_i = \frac{L_i(t-1)}{L_i(t-2)}
 
     - :math:`\ell_i` is the loss of task :math:`i` in this batch;
     - :math:`L_i(t)` is its mean over epoch :math:`t`;
-    - :math:`T` is the temperature, :math:`K` the number of tasks.
+    - :math:`T` is the temperature;
+    - :math:`m` is the number of tasks with a finite rate :math:`r`. The others weigh 1, so that the
+      weights of K tasks sum to K.
 
     Call the module on every batch and :meth:`step` once at the end of every epoch. In the first two
     epochs all weights are 1. The functions are :func:`~mtl_scalarize.dwa_weights`, which names the
@@ -85,9 +87,14 @@ class DWA(Scalarizer):
         )
         weights = state.weights.clone()  # `step` may write the buffer before `backward` reads it
         scalar = dwa_combine(losses, state._replace(weights=weights), mask=mask)
-        self.report(fill_absent, weights, 0.0, mask=mask)
+        self.report(fill_absent, weights.detach(), 0.0, mask=mask)
         if self.learning:
             if self.mean is None:
+                if torch._C._are_functorch_transforms_active():
+                    raise ValueError(
+                        "`shape` should be given if the first call is inside a transform of "
+                        "`torch.func`. Found `shape = None`."
+                    )
                 self._register(state)
             self.store(self.state, dwa_accumulate(state, losses.detach(), mask=mask))
         return scalar

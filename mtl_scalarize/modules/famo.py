@@ -109,8 +109,8 @@ class FAMO(Scalarizer):
         if self.learning and self.amortized:
             self._learn(losses, mask)
         scalar = famo_combine(losses, self.logits, self.min_losses, mask=mask)
-        losses = losses.detach()
-        self.report(famo_weights, losses, self.logits.clone(), self.min_losses, mask=mask)
+        losses, logits = losses.detach(), self.logits.detach()
+        self.report(famo_weights, losses.clone(), logits.clone(), self.min_losses, mask=mask)
         if self.learning:
             # An amortized call compares a task with the last call that it was in.
             absent = self.previous_losses if self.amortized else torch.nan
@@ -127,8 +127,9 @@ class FAMO(Scalarizer):
         Args:
             losses: the losses computed again on the same batch, of shape S, or by name. Or a
                 function that returns them, called without gradients.
-            mask: boolean, of shape S, True where the task is present. None: as in the last call. A
-                task that was absent from the last call is passed over in any case.
+            mask: boolean, of shape S, True where the task is present. None: as in the last call;
+                in a process group, pass it again if a checkpoint was loaded since that call. A task
+                that was absent from the last call is passed over in any case.
 
         Raises:
             TypeError: ``losses`` is not a floating-point tensor, or a mapping without names.
@@ -137,8 +138,7 @@ class FAMO(Scalarizer):
         """
         if self.amortized or not self.training:
             return
-        # After a load there was no call, but there may be losses.
-        if self._last_call is None and self.previous_losses.isnan().all():
+        if self._last_call is None:
             raise ValueError("`update` should follow a call on the losses. Found no call so far.")
         if callable(losses):
             with torch.no_grad():
@@ -151,7 +151,7 @@ class FAMO(Scalarizer):
         super().reset()
         self.store(self.state, famo_init(self.logits.shape))
         self.previous_losses.fill_(torch.nan)
-        self.min_losses.copy_(torch.as_tensor(self._min_losses))
+        self.min_losses.copy_(torch.as_tensor(self._min_losses, dtype=self.min_losses.dtype))
 
     @property
     def state(self) -> FAMOState:

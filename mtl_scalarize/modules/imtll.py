@@ -81,7 +81,7 @@ class IMTLL(Scalarizer):
     def reset(self) -> None:
         super().reset()
         with torch.no_grad():
-            self.log_scale.copy_(torch.as_tensor(self.init))
+            self.log_scale.copy_(torch.as_tensor(self.init, dtype=self.log_scale.dtype))
 
     def extra_repr(self) -> str:
         return f"shape={self.names or self.shape}"

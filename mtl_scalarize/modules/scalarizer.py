@@ -44,14 +44,18 @@ class Scalarizer(nn.Module, ABC):
         names: the names of the tasks, or None.
 
     Example:
-        >>> from mtl_scalarize.functional import fill_absent
+        >>> from mtl_scalarize.functional import check_tensors, fill_absent
+        >>> def log_sum(losses, *, mask=None):
+        ...     check_tensors(mask, losses=losses)
+        ...     return fill_absent(losses, 1.0, mask=mask).log().sum()
         >>> def log_sum_weights(losses, *, mask=None):
         ...     return fill_absent(1 / losses, 0.0, mask=mask)
         >>> class LogSum(Scalarizer):
         ...     def forward(self, losses, mask=None):
         ...         losses, mask = self.prepare(losses, mask)
-        ...         self.report(log_sum_weights, losses.detach(), mask=mask)
-        ...         return fill_absent(losses, 1.0, mask=mask).log().sum()
+        ...         scalar = log_sum(losses, mask=mask)
+        ...         self.report(log_sum_weights, losses.detach().clone(), mask=mask)
+        ...         return scalar
         >>> scalarizer = LogSum(["depth", "normals"])
         >>> scalarizer({"depth": torch.tensor(1.0), "normals": torch.tensor(2.0)})
         tensor(0.6931)
@@ -81,8 +85,9 @@ class Scalarizer(nn.Module, ABC):
         # The mask of this rank in the last call, for the method's second look at that batch.
         self._rank_mask: Tensor | None = None
         self._may_drift = True  # until the first training call has looked for ranks
-        # The function that gives the weights of the last call, its arguments and the mask. Empty if
-        # that call was inside a transform of `torch.func`, and None before a call.
+        # The function that gives the weights of the last call, its arguments and the mask. None
+        # before a call. Empty if there are no weights to read: that call was inside a transform of
+        # `torch.func`, or before a load or a copy.
         self._last_call: (
             tuple[Callable[..., Tensor], tuple[Any, ...], Tensor | None] | tuple[()] | None
         ) = None
@@ -138,8 +143,8 @@ class Scalarizer(nn.Module, ABC):
     def weights(self) -> Tensor:
         """The task weights that the last call used, of shape S, detached: d scalar / d losses.
 
-        They are computed when read. Before the first call, and after a call inside a transform of
-        :mod:`torch.func`, there is no such attribute.
+        They are computed when read. There is no such attribute before the first call, of a copy or
+        after a load until the next call, and after a call inside a transform of :mod:`torch.func`.
 
         Raises:
             AttributeError: there are no weights to read.
@@ -147,14 +152,15 @@ class Scalarizer(nn.Module, ABC):
         if self._last_call:
             function, arguments, mask = self._last_call
             with torch.no_grad():
-                return function(*arguments, mask=mask)
+                return function(*arguments, mask=mask).clone()
         raise AttributeError  # with the message of `__getattr__`, which Python tries next
 
     def __getattr__(self, name: str) -> Any:
         if name == "weights":
             raise AttributeError(
                 f"`weights` are those of the last call. Found no call of this {type(self).__name__}"
-                " so far, or one inside a transform of `torch.func`: use the pure function there."
+                " since it was made, copied or loaded, or one inside a transform of `torch.func`: "
+                "use the pure function there."
             )
         return super().__getattr__(name)
 
@@ -191,14 +197,15 @@ class Scalarizer(nn.Module, ABC):
 
         Raises:
             TypeError: ``losses`` is neither a tensor nor a mapping, or a mapping without names.
-            ValueError: a name is unknown, or ``mask`` does not fit.
+            ValueError: a name is unknown, or the mask of losses by name does not fit. Losses given
+                as a tensor are left to the checks of the pure functions.
         """
         losses, mask = self.by_position(losses, mask)
         if not self.learning:
             return losses, mask
-        if self.process_group is not None:
-            self._rank_mask = mask
-        return self.over_ranks(losses, mask)
+        whole = self.over_ranks(losses, mask)
+        self._rank_mask = None if self.process_group is None else mask
+        return whole
 
     def by_position(self, losses: Losses, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The first half of :meth:`prepare`: losses by name become one tensor."""
@@ -236,14 +243,15 @@ class Scalarizer(nn.Module, ABC):
 
         Args:
             function: a pure function that returns the task weights, of shape S.
-            arguments: what this call used of the losses and the state, detached. Of state that
-                changes later, a copy.
+            arguments: what this call used of the losses and the state, detached. Of what may be
+                changed in place before the weights are read, a copy.
             mask: what :meth:`prepare` returned.
         """
         if torch.compiler.is_exporting():
             return  # an exported program has no attribute to keep them in
         # The tensors of a transform are wrappers that end with it.
         dead = torch._C._are_functorch_transforms_active()
+        mask = None if mask is None else mask.clone()
         # Not by `setattr`: nn.Module would first look for a parameter or buffer of that name.
         self.__dict__["_last_call"] = () if dead else (function, arguments, mask)
 
@@ -273,8 +281,8 @@ class Scalarizer(nn.Module, ABC):
         self._group = _Group(value)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: a copy has not been called."""
-        return {**self.__dict__, "_last_call": None}
+        """What is copied and pickled: a copy has no weights to read."""
+        return {**self.__dict__, "_last_call": None if self._last_call is None else ()}
 
     def _warn_if_ranks_drift(self) -> None:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -303,7 +311,7 @@ class Scalarizer(nn.Module, ABC):
                 f"Found {listed(names)}."
             )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        self._last_call = self._rank_mask = None
+        self._last_call, self._rank_mask = (), None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Scalarizer":
         """As ``nn.Module`` does for ``.to()``, ``.half()`` and the like, but keep the precision."""

@@ -82,7 +82,7 @@ class UW(Scalarizer):
     def reset(self) -> None:
         super().reset()
         with torch.no_grad():
-            self.log_var.copy_(torch.as_tensor(self.init))
+            self.log_var.copy_(torch.as_tensor(self.init, dtype=self.log_var.dtype))
 
     def extra_repr(self) -> str:
         return f"shape={self.names or self.shape}"
