@@ -361,6 +361,8 @@ def test_the_messages_of_a_process_group() -> None:
     try:
         with pytest.raises(ValueError, match=r"`count` should have shape \(3,\)"):
             all_reduce_losses(L, count=torch.ones(2))
+        with pytest.raises(ValueError, match=r"`count` should be non-negative\. Found `count = -1"):
+            all_reduce_losses(L, count=-1)
         with pytest.raises(ValueError, match=r"process group that this rank belongs to\. Found 3"):
             all_reduce_losses(L, 3)
     finally:
