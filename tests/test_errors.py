@@ -356,6 +356,21 @@ def test_a_step_at_a_bad_temperature_is_refused_and_changes_nothing(temperature:
     assert scalarizer.count.tolist() == [1, 1, 1]
 
 
+def test_the_warning_of_a_rank_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    scalarizer = FAMO(3)
+    with pytest.warns(UserWarning, match="no process group") as seen:
+        scalarizer(L)
+    scalarizer(L)  # says nothing more: warnings are errors
+    (warning,) = seen
+    assert warning.filename == __file__
+    assert str(warning.message) == (
+        "FAMO has no process group: each of the 2 ranks balances by its own losses alone. "
+        "Pass `process_group=torch.distributed.group.WORLD`."
+    )
+
+
 def test_the_messages_of_a_process_group() -> None:
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
     try:
