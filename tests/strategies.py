@@ -59,10 +59,15 @@ def losses_or_zero(dtype: torch.dtype, shape: Shape) -> SearchStrategy[Tensor]:
 def scales(dtype: torch.dtype, shape: Shape) -> SearchStrategy[Tensor]:
     """Log-variances and log-scales, of every weight in the domain."""
     most = (DECADES[dtype] - 1) * math.log(10)
-    return filled_with(st.floats(-most, most) | st.floats(-3, 3))(dtype, shape)
+    return filled_with(numbers(most) | numbers(3))(dtype, shape)
 
 
-logits = filled_with(st.floats(-20, 20))
+def numbers(most: float) -> SearchStrategy[float]:
+    """Of either sign, and 0 or above the subnormal numbers, which are outside of the domain."""
+    return st.floats(-most, most).filter(lambda number: number == 0.0 or abs(number) > 1e-12)
+
+
+logits = filled_with(numbers(20))
 
 
 def masks(dtype: torch.dtype, shape: Shape) -> SearchStrategy[Tensor | None]:
