@@ -8,14 +8,14 @@ three have to lead to the same losses.
 
     python benchmarks/population.py
 
-CPU AMD EPYC, cores 2, load 1.1, torch 2.13.0+cpu, Python 3.11.7
+CPU AMD EPYC, cores 2, load 2.3, torch 2.13.0+cpu, Python 3.11.7
 
 One step of 256 configurations
                       configurations / s     times the loop       target
 ────────────────────────────────────────────────────────────────────────
-torchjd, loop                      2,330
-ours, vmap                        59,388   25.2 (23.0-28.8)   >= 15: met
-ours, compiled vmap              135,455   58.3 (54.6-61.7)   >= 40: met
+torchjd, loop                      1,120
+ours, vmap                        36,028   31.9 (25.4-41.4)   >= 15: met
+ours, compiled vmap               69,242   64.8 (48.5-75.9)   >= 40: met
 """
 
 import statistics

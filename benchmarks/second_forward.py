@@ -7,22 +7,22 @@ its losses are those after the last epoch, as ratios within a seed.
 
     python benchmarks/second_forward.py
 
-CPU AMD EPYC, cores 2, load 1.2, torch 2.13.0+cpu, Python 3.11.7
+CPU AMD EPYC, cores 2, load 1.9, torch 2.13.0+cpu, Python 3.11.7
 
 One eager step with FAMO
 network             plain sum, us         FAMO / sum    amortized / sum      torchjd / sum
 ──────────────────────────────────────────────────────────────────────────────────────────
-MLP 64-256-256-8            616.8   1.64 (1.57-1.74)   1.34 (1.28-1.40)   1.65 (1.58-1.71)
-small transformer         4,367.1   1.39 (1.28-1.47)   1.08 (1.01-1.17)   1.39 (1.29-1.49)
+MLP 64-256-256-8            945.2   1.63 (1.30-2.16)   1.33 (1.12-1.84)   1.67 (1.37-2.11)
+small transformer         8,752.4   1.34 (1.16-1.53)   1.05 (0.88-1.18)   1.37 (1.22-1.58)
 
 Final losses on the digits task, FAMO amortized / FAMO, 10 seeds
 loss                            in training        in the test
 ──────────────────────────────────────────────────────────────
-left digit                 0.23 (0.17-0.39)   1.00 (0.81-1.38)
-right digit                0.27 (0.23-0.43)   1.08 (0.90-1.21)
-sum of the digits          1.83 (1.59-2.08)   1.42 (1.33-1.52)
-redrawing the left digit   1.52 (1.42-1.65)   1.50 (1.38-1.65)
-geometric mean             0.66 (0.60-0.77)   1.23 (1.16-1.38)
+left digit                 0.22 (0.15-0.34)   0.99 (0.86-1.30)
+right digit                0.27 (0.25-0.43)   1.08 (0.89-1.19)
+sum of the digits          1.83 (1.62-2.01)   1.43 (1.26-1.52)
+redrawing the left digit   1.52 (1.42-1.58)   1.49 (1.38-1.59)
+geometric mean             0.63 (0.60-0.77)   1.23 (1.12-1.35)
 """
 
 import sys
