@@ -1,5 +1,6 @@
 """Bad input: each message says what is wrong, what was expected and what was found."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -356,7 +357,9 @@ def test_a_step_at_a_bad_temperature_is_refused_and_changes_nothing(temperature:
     assert scalarizer.count.tolist() == [1, 1, 1]
 
 
-def test_the_warning_of_a_rank_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def warning(monkeypatch: pytest.MonkeyPatch) -> warnings.WarningMessage:
+    """That of a rank which balances by itself."""
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     scalarizer = FAMO(3)
@@ -364,11 +367,18 @@ def test_the_warning_of_a_rank_by_itself(monkeypatch: pytest.MonkeyPatch) -> Non
         scalarizer(L)
     scalarizer(L)  # says nothing more: warnings are errors
     (warning,) = seen
-    assert warning.filename == __file__
+    return warning
+
+
+def test_the_warning_of_a_rank_by_itself(warning: warnings.WarningMessage) -> None:
     assert str(warning.message) == (
         "FAMO has no process group: each of the 2 ranks balances by its own losses alone. "
         "Pass `process_group=torch.distributed.group.WORLD`."
     )
+
+
+def test_the_warning_points_at_the_caller(warning: warnings.WarningMessage) -> None:
+    assert warning.filename == __file__
 
 
 def test_the_messages_of_a_process_group() -> None:
