@@ -106,23 +106,26 @@ def _stand_by(connection: Connection) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     # One compiler for all the ranks of a machine; by default each keeps one process a core.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    # Or a job that fails at once would end the connections of a rank still on its way in.
+    os.environ["TORCH_DIST_INIT_BARRIER"] = "1"
     while True:
         try:
             request = connection.recv_bytes()
         except EOFError:
             return
         finally:
-            _leave()  # not before all the others have ended: they may still be on their way in
+            _leave()  # not before the others have ended: they may still be receiving
         # By bytes: through a pipe torch would pass handles of memory that ends with this process.
         connection.send_bytes(pickle.dumps(_run(*pickle.loads(request))))
 
 
 def _run(job: Callable[..., Any], arguments: Any, rank: int, ranks: int, store: str) -> Any:
     begin = time.monotonic()
+    files = dist.FileStore(store, ranks)
+    patience = timedelta(seconds=PATIENCE)
+    # Not in the `try`: where this fails, torch counts groups wrongly, and the process has to end.
+    dist.init_process_group("gloo", rank=rank, world_size=ranks, store=files, timeout=patience)
     try:
-        files = dist.FileStore(store, ranks)
-        patience = timedelta(seconds=PATIENCE)
-        dist.init_process_group("gloo", rank=rank, world_size=ranks, store=files, timeout=patience)
         return job(*arguments)
     except Exception:
         failed = Failed(traceback.format_exc(), time.monotonic() - begin)
