@@ -1,9 +1,17 @@
 """A guard against learned weights that nobody learns."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from .modules import Scalarizer
+
+_ADVICE = (
+    'Give them a group of their own: {"params": scalarizer.parameters(), "lr": 0.02, '
+    '"weight_decay": 0.0}.'
+)
 
 
 def check_optimizer(module: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
@@ -19,7 +27,8 @@ def check_optimizer(module: nn.Module, *optimizers: torch.optim.Optimizer) -> No
     Raises:
         TypeError: ``module`` is not a module, or an optimizer has no parameter groups.
         ValueError: a parameter is in none of the optimizers, or in a group with weight decay, which
-            pulls the task weights back to equal.
+            pulls the task weights back to equal. Frozen parameters and those of an
+            ``AveragedModel`` are passed over.
 
     Example:
         >>> from mtl_scalarize import UW
@@ -29,7 +38,7 @@ def check_optimizer(module: nn.Module, *optimizers: torch.optim.Optimizer) -> No
         ValueError: `optimizers` should have `log_var` of UW(shape=(2,)): found in none of them, ...
         >>> groups = [
         ...     {"params": model.parameters()},
-        ...     {"params": scalarizer.parameters(), "weight_decay": 0.0},
+        ...     {"params": scalarizer.parameters(), "lr": 0.02, "weight_decay": 0.0},
         ... ]
         >>> check_optimizer(scalarizer, torch.optim.AdamW(groups))
     """
@@ -40,27 +49,33 @@ def check_optimizer(module: nn.Module, *optimizers: torch.optim.Optimizer) -> No
             raise TypeError(
                 f"`optimizers` should be optimizers. Found a {type(optimizer).__name__}."
             )
-    groups = {
-        id(parameter): group
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    for scalarizer in module.modules():
-        if not isinstance(scalarizer, Scalarizer):
-            continue
-        for name, parameter in scalarizer.named_parameters():
-            label = f"`{name}` of {scalarizer!r}"
-            group = groups.get(id(parameter))
-            if group is None:
-                raise ValueError(
-                    f"`optimizers` should have {label}: found in none of them, so that the task "
-                    "weights would never change. Add a group "
-                    '{"params": scalarizer.parameters(), "weight_decay": 0.0}.'
-                )
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for label, parameter in _learned(module):
+        own = [group for group in groups if any(each is parameter for each in group["params"])]
+        if not own:
+            raise ValueError(
+                f"`optimizers` should have {label}: found in none of them, so that the task "
+                f"weights would never change. {_ADVICE}"
+            )
+        for group in own:
             if group.get("weight_decay"):
                 raise ValueError(
-                    f"`optimizers` should have {label} in a group without weight decay, which "
+                    f"`optimizers` should have {label} only in groups without weight decay, which "
                     "pulls the task weights back to equal. "
-                    f"Found `weight_decay = {group['weight_decay']}`."
+                    f"Found `weight_decay = {group['weight_decay']}`. {_ADVICE}"
                 )
+
+
+def _learned(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of scalarizers that an optimizer should have, with what an error calls them.
+
+    Not those that are frozen, or averages of others.
+    """
+    if isinstance(module, AveragedModel):
+        return
+    if isinstance(module, Scalarizer):
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                yield f"`{name}` of {module!r}", parameter
+    for child in module.children():
+        yield from _learned(child)

@@ -1,10 +1,12 @@
 """The guard against learned weights that nobody learns."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from mtl_scalarize import DWA, FAMO, IMTLL, UW, Scalarizer, check_optimizer
 
@@ -38,6 +40,25 @@ def test_any_of_the_optimizers_and_groups_will_do(scalarizer: Scalarizer) -> Non
     check_optimizer(scalarizer, others, torch.optim.SGD(scalarizer.parameters(), lr=0.1))
     groups = [{"params": model.parameters()}, group(scalarizer, weight_decay=0.0)]
     check_optimizer(scalarizer, torch.optim.AdamW(groups))
+
+
+@pytest.mark.parametrize("scalarizer", LEARNED, ids=repr)
+def test_one_group_with_decay_is_too_many_whichever_comes_first(scalarizer: Scalarizer) -> None:
+    plain = torch.optim.SGD(scalarizer.parameters(), lr=0.1)
+    decaying = torch.optim.AdamW(scalarizer.parameters())
+    for optimizers in ((plain, decaying), (decaying, plain)):
+        with pytest.raises(
+            ValueError, match=r'weight_decay = 0\.01`.*"lr": 0\.02, "weight_decay": 0'
+        ):
+            check_optimizer(scalarizer, *optimizers)
+
+
+@pytest.mark.parametrize("make", [UW, IMTLL])
+def test_averages_and_frozen_parameters_need_no_optimizer(make: Callable[..., Scalarizer]) -> None:
+    model = nn.ModuleDict({"scalarizer": make(2)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    check_optimizer(nn.ModuleList([model, AveragedModel(model)]), optimizer)
+    check_optimizer(make(2).requires_grad_(False))
 
 
 def test_all_scalarizers_of_a_model_are_checked() -> None:
