@@ -1,5 +1,6 @@
 """What the losses and their weights were over a training."""
 
+import math
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from .functional.checks import check_tensors
 from .functional.presence import fill_absent
 from .modules import Scalarizer
+from .modules.scalarizer import warn_user
 
 if TYPE_CHECKING:
     import numpy
@@ -26,6 +28,9 @@ class History:
     Nothing waits for the device until it is read. The memory is bounded: when ``capacity`` steps
     are recorded, every other one is dropped, and from then on every other one is passed over, so
     that the whole training stays in view, ever more coarsely.
+
+    A loss below the ``min_losses`` of its task, which makes FAMO's scalar nan, is warned of by name
+    when the losses are read.
 
     Args:
         scalarizer: whose weights are recorded, under the names of its tasks if they have any.
@@ -58,7 +63,8 @@ class History:
         self._seen = 0  # steps, recorded or passed over
         self._stride = 1
         self._steps: list[int] = []
-        self._rows: Tensor | None = None  # of a step: the losses, and the weights
+        self._rows: list[Tensor] = []  # of each step: the losses and the weights, (2, K)
+        self._warned = False
 
     def record(self, losses: Tensor | Mapping[str, Tensor], mask: Tensor | None = None) -> None:
         """Keep the losses of the call just made, and the weights that it used.
@@ -79,18 +85,39 @@ class History:
         step, self._seen = self._seen, self._seen + 1
         if step % self._stride:
             return
-        if self._rows is None:
-            with torch.inference_mode(False):  # or no later step could be recorded
-                self._rows = weights.new_empty(self.capacity, 2, weights.numel())
-        if len(self._steps) == self.capacity:
-            half = self.capacity // 2
-            self._rows[:half] = self._rows[::2].clone()
-            self._steps = self._steps[::2]
+        if len(self._steps) >= self.capacity:
+            self._steps, self._rows = self._steps[::2], self._rows[::2]
             self._stride *= 2  # which divides this step, too
-        row = self._rows[len(self._steps)]
-        row[0].copy_(fill_absent(losses.detach(), torch.nan, mask=mask).flatten())
-        row[1].copy_(fill_absent(weights, torch.nan, mask=mask).flatten())
+        both = torch.stack([losses.detach().to(weights.dtype), weights])
+        self._rows.append(fill_absent(both, torch.nan, mask=mask).flatten(1))
         self._steps.append(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is recorded, to go on after a restart. It loads with ``weights_only=True``."""
+        rows = torch.stack(self._rows) if self._rows else torch.empty(0)
+        return {"seen": self._seen, "stride": self._stride, "steps": self._steps[:], "rows": rows}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from the record of a :meth:`state_dict`.
+
+        Args:
+            state_dict: of a history of as many tasks, of any capacity.
+
+        Raises:
+            ValueError: the record has another number of tasks than the scalarizer.
+        """
+        rows, shape = state_dict["rows"], self.scalarizer.shape
+        if shape is not None and len(rows) and rows.shape[2] != math.prod(shape):
+            raise ValueError(
+                f"`state_dict` should be a record of {math.prod(shape)} tasks. "
+                f"Found one of {rows.shape[2]}."
+            )
+        self._seen, self._stride = state_dict["seen"], state_dict["stride"]
+        self._steps, self._rows = list(state_dict["steps"]), list(rows.unbind())
+
+    def __bool__(self) -> bool:
+        """True, even with nothing recorded, so that ``if history:`` tells whether there is one."""
+        return True
 
     def __len__(self) -> int:
         """How many steps are recorded."""
@@ -101,12 +128,14 @@ class History:
         """What the tasks are called here: their names, or else their positions."""
         if self.scalarizer.names is not None:
             return self.scalarizer.names
-        return tuple(str(position) for position in range(self.losses.shape[1]))
+        return tuple(str(position) for position in range(self._read(0).shape[1]))
 
     @property
     def losses(self) -> Tensor:
         """The recorded losses, one row a step, on the CPU."""
-        return self._read(0)
+        losses = self._read(0)
+        self._warn_of_bounds(losses)
+        return losses
 
     @property
     def weights(self) -> Tensor:
@@ -187,9 +216,23 @@ class History:
         axis.invert_yaxis()
 
     def _read(self, kind: int) -> Tensor:
-        if self._rows is None:
+        if not self._rows:
             return torch.empty(0, len(self.scalarizer.names or ()))
-        return self._rows[: len(self._steps), kind].cpu()
+        return torch.stack([row[kind] for row in self._rows]).cpu()
+
+    def _warn_of_bounds(self, losses: Tensor) -> None:
+        bounds = getattr(self.scalarizer, "min_losses", None)
+        if bounds is None or self._warned or not len(losses):
+            return
+        below = losses < bounds.flatten().cpu()
+        if below.any():
+            self._warned = True
+            row, task = below.nonzero()[0].tolist()
+            warn_user(
+                f"The loss of task {self.names[task]!r} is below its "
+                f"`min_losses` at step {self._steps[row]}: {losses[row, task]:.4g} < "
+                f"{bounds.flatten()[task]:.4g}. There the scalar and its gradients are nan."
+            )
 
 
 def _scale_of(values: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_memory_is_bounded_and_the_whole_training_stays_in_view() -> None:
     kept = history.to_dict()["step"].tolist()
     assert kept == list(range(0, 1_000, 128))
     torch.testing.assert_close(history.losses, losses[kept], rtol=0, atol=0)
-    assert history._rows.shape == (8, 2, 2)
+    assert len(history._rows) == 8
 
 
 @pytest.mark.parametrize("steps", range(1, 20))
@@ -64,6 +65,46 @@ def test_what_is_kept_is_evenly_spaced(steps: int) -> None:
     stride = 1 if steps <= 4 else 2 if steps <= 8 else 4 if steps <= 16 else 8
     assert kept == list(range(0, steps, stride))
     torch.testing.assert_close(history.losses, losses[kept], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("steps", [0, 5, 11])
+def test_a_loaded_history_goes_on_as_if_never_stopped(steps: int, tmp_path: Path) -> None:
+    whole, first = history_of(3, capacity=4), history_of(3, capacity=4)
+    losses = torch.rand(20, 3) + 0.1
+    for row in losses[:steps]:
+        first.record(row)
+    torch.save(first.state_dict(), tmp_path / "history")
+    second = history_of(3, capacity=4)
+    second.load_state_dict(torch.load(tmp_path / "history", weights_only=True))
+    for row in losses[steps:]:
+        second.record(row)
+    for row in losses:
+        whole.record(row)
+    assert second.state_dict().keys() == whole.state_dict().keys()
+    torch.testing.assert_close(second.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="a record of 2 tasks"):
+        history_of(2).load_state_dict(whole.state_dict())
+
+
+def test_an_empty_history_is_one_and_takes_no_memory() -> None:
+    assert history_of(1)
+    history = history_of(2, capacity=10**12)
+    recorded(history, 1)
+    assert len(history) == 1
+
+
+def test_a_loss_below_its_bound_is_named_once_when_read() -> None:
+    scalarizer = FAMO(["depth", "normals"], min_losses=0.5)
+    history = History(scalarizer)
+    for second in (0.6, torch.nan, 0.4, 0.3):
+        losses = torch.tensor([1.0, second])
+        scalarizer(losses)
+        history.record(losses)
+    message = r"'normals' is below its `min_losses` at step 2: 0\.4 < 0\.5"
+    with pytest.warns(UserWarning, match=message) as seen:
+        history.to_dict()
+    assert seen[0].filename == __file__
+    history.plot()  # says nothing more: warnings are errors
 
 
 def test_an_absent_task_is_recorded_as_nan() -> None:
@@ -191,7 +232,9 @@ def test_more_tasks_are_the_rows_of_heat_maps(tasks: int) -> None:
 
 def test_losses_that_are_not_positive_are_drawn_on_a_linear_scale() -> None:
     for tasks in (2, 11):
-        history = history_of(tasks)
+        scalarizer = UW(tasks)
+        scalarizer(torch.ones(tasks))
+        history = History(scalarizer)
         history.record(torch.tensor([-1.0, torch.inf, *[0.0] * (tasks - 2)]))
         figure = history.plot()
         figure.draw_without_rendering()
