@@ -1,8 +1,11 @@
 """The collective that makes N data-parallel ranks equal one process."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .functional.checks import check_scalar, check_scalar_or_shape, check_tensors
 from .functional.precision import in_common_dtype, scalar_in
@@ -76,6 +79,37 @@ def all_reduce_losses(
     return total / weights + _straight_through(own), present
 
 
+def share_state(
+    module: nn.Module, description: Mapping[str, object], group: "dist.ProcessGroup"
+) -> None:
+    """Give all ranks of the group the state of its first. Every rank must call it.
+
+    Args:
+        module: whose state it is.
+        description: of the module, by field; None where a field is still open.
+        group: the process group.
+
+    Raises:
+        ValueError: a description is not that of all ranks, or ``group`` is not an initialised
+            process group.
+    """
+    group = _initialised(group)
+    found: list[Any] = [None] * group.size()
+    dist.all_gather_object(found, dict(description), group=group)
+    for field in description:
+        known = {rank: each[field] for rank, each in enumerate(found) if each[field] is not None}
+        first = next(iter(known), 0)
+        for rank, value in known.items():
+            if value != known[first]:
+                raise ValueError(
+                    f"`process_group` should have scalarizers of the same {field} on all ranks. "
+                    f"Found {known[first]} on rank {first} and {value} on rank {rank}."
+                )
+    states = [{name: tensor.cpu() for name, tensor in module.state_dict().items()}]
+    dist.broadcast_object_list(states, group=group, group_src=0)
+    module.load_state_dict(states[0])
+
+
 def _straight_through(own: Tensor) -> Tensor:
     """Adds zero to a value and passes its gradient to ``own``; a loss that is not finite stays."""
     return own - torch.nan_to_num(own.detach())
@@ -111,7 +145,15 @@ def _initialised(group: "dist.ProcessGroup | None") -> "dist.ProcessGroup":
     if group is None:
         return dist.distributed_c10d._get_default_group()
     if not isinstance(group, dist.ProcessGroup):
+        advice = ": pass `mesh.get_group()`" if hasattr(group, "get_group") else ""
         raise ValueError(
-            f"`group` should be a process group that this rank belongs to. Found {group!r}."
+            f"`group` should be a process group that this rank belongs to. Found {group!r}{advice}."
         )
+    try:
+        dist.get_process_group_ranks(group)
+    except KeyError:
+        raise ValueError(
+            "`group` should be an initialised process group. Found one that was destroyed: pass "
+            "the new one."
+        ) from None
     return group

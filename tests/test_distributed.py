@@ -6,9 +6,9 @@ one process: of the same training on the concatenated batch, most of the time.
 
 import copy
 import functools
-import linecache
 import os
 import pickle
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +23,14 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from methods import learn
 from ranks import PATIENCE, Ranks
 from torch import Tensor, nn
 from torch.distributed import _functional_collectives as collectives
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from mtl_scalarize import FAMO, all_reduce_losses
+from mtl_scalarize import DWA, FAMO, IMTLL, UW, all_reduce_losses
 
 Group = dist.ProcessGroup
 State = Mapping[str, Tensor]
@@ -166,7 +168,6 @@ def around_the_model(model: Model, group: Group) -> Callable[..., Tensor]:
 
 
 def sharded(model: Model, group: Group) -> Callable[..., Tensor]:
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     fully_shard(model, mesh=init_device_mesh("cpu", (group.size(),)))
@@ -395,27 +396,41 @@ def test_one_rank_may_validate_alone(method: str, ranks: Ranks) -> None:
 
 
 def train_without_a_group(method: str) -> tuple[list[str], Tensor]:
-    """The lines that are warned of, and the weights of equal losses in the end."""
+    """The files that are warned of, and the weights of equal losses in the end."""
     scalarizer = METHODS[method].make(TASKS)
     torch.manual_seed(dist.get_rank())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for step in range(STEPS):
-            scalarizer(torch.rand(TASKS))
-            scalarizer.update(lambda: torch.rand(TASKS))
-            if step % EPOCH == EPOCH - 1:
-                scalarizer.step()
+            losses = torch.rand(TASKS, requires_grad=True)
+            learn(scalarizer, step, (losses, torch.arange(TASKS) != dist.get_rank()))
     assert all("process_group=torch.distributed.group.WORLD" in str(w.message) for w in caught)
-    lines = [linecache.getline(warning.filename, warning.lineno).strip() for warning in caught]
     scalarizer.eval()(torch.ones(TASKS))
-    return lines, scalarizer.weights
+    return [w.filename for w in caught], scalarizer.weights
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].parameters])
+@each_method
 def test_ranks_without_a_group_drift_apart_and_are_warned_once(method: str, ranks: Ranks) -> None:
-    (lines, weights), (others, other_weights) = ranks.run(train_without_a_group, method, ranks=2)
-    assert lines == others == ["scalarizer(torch.rand(TASKS))"]
+    (files, weights), (others, other_weights) = ranks.run(train_without_a_group, method, ranks=2)
+    assert files == others == [learn.__code__.co_filename]
     assert (weights - other_weights).abs().max() > 1e-3
+
+
+def call_compiled_without_a_group(method: str) -> list[str]:
+    scalarizer = METHODS[method].make(TASKS)
+    compiled = torch.compile(scalarizer, fullgraph=True, backend="aot_eager")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            compiled(torch.rand(TASKS, requires_grad=True))
+    return [str(warning.message) for warning in caught]
+
+
+@each_with_shape
+def test_a_compiled_rank_without_a_group_is_warned_too(method: str, ranks: Ranks) -> None:
+    for messages in ranks.run(call_compiled_without_a_group, method, ranks=2):
+        assert len(messages) == 1
+        assert "process_group=torch.distributed.group.WORLD" in messages[0]
 
 
 def call_in_a_group_of_the_first_rank(method: str) -> None:
@@ -557,11 +572,14 @@ def test_losses_in_half_precision_are_reduced_in_single(group: Group) -> None:
         ({"count": torch.ones(2)}, ValueError, r"`count` should have shape \(3,\).* \(2,\)`"),
         ({"count": [1, 2, 3]}, TypeError, "`count` should be a number or a tensor. Found a list"),
         ({"group": 3}, ValueError, "`group` should be a process group .* Found 3"),
+        ({"group": "mesh"}, ValueError, r"Found DeviceMesh.*: pass `mesh\.get_group\(\)`"),
     ],
 )
 def test_bad_arguments(
     options: dict[str, Any], error: type[Exception], message: str, group: Group
 ) -> None:
+    if options.get("group") == "mesh":
+        options = {"group": init_device_mesh("cpu", (1,))}
     with pytest.raises(error, match=message):
         all_reduce_losses(**{"losses": torch.ones(3), "group": group, **options})
 
@@ -569,6 +587,118 @@ def test_bad_arguments(
 def test_no_group_is_initialised() -> None:
     with pytest.raises(ValueError, match="`group` should be an initialised process group"):
         all_reduce_losses(torch.ones(TASKS))
+
+
+# Giving a group.
+
+
+def give_the_group(method: str, how: str) -> State:
+    """Each rank begins with another state; afterwards all have that of the first."""
+    rank, make = dist.get_rank(), METHODS[method].make
+    options = {"init": 1.0 * rank} if METHODS[method].parameters else {}
+    if how == "to the constructor":
+        return make(TASKS, **options, process_group=dist.group.WORLD).state_dict()
+    scalarizer = make(TASKS, **options)
+    if rank == 0:  # as after a load of a checkpoint on this rank alone
+        for step in range(EPOCH):
+            learn(scalarizer, step, (torch.rand(TASKS, requires_grad=True), None))
+    before = copy.deepcopy(scalarizer.state_dict())
+    scalarizer.process_group = dist.group.WORLD
+    if rank == 0:
+        assert_same(scalarizer.state_dict(), before)
+    return scalarizer.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore:.*no process group")
+@pytest.mark.parametrize("how", ["to the constructor", "after a load on the first rank"])
+@each_method
+def test_who_gives_a_group_takes_the_state_of_its_first_rank(
+    method: str, how: str, ranks: Ranks
+) -> None:
+    first, *others = ranks.run(give_the_group, method, how, ranks=3)
+    for other in others:
+        assert_same(other, first)
+
+
+def make_unlike(difference: str) -> None:
+    rank, group = dist.get_rank(), dist.group.WORLD
+    if difference == "names":  # as they come out of a set
+        UW(["a", "b"] if rank == 0 else ["b", "a"], process_group=group)
+    elif difference == "shape":
+        FAMO(3 + (rank == 2), process_group=group)
+    elif difference == "class":
+        (IMTLL if rank == 1 else UW)(3, process_group=group)
+    else:
+        scalarizer = DWA(shape=3).to(torch.float64 if rank == 1 else torch.float32)
+        scalarizer.process_group = group
+
+
+@pytest.mark.parametrize(
+    ("difference", "found"),
+    [
+        ("names", r"\('a', 'b'\) on rank 0 and \('b', 'a'\) on rank 1"),
+        ("shape", r"\(3,\) on rank 0 and \(4,\) on rank 2"),
+        ("class", "UW on rank 0 and IMTLL on rank 1"),
+        ("dtype", "torch.float32 on rank 0 and torch.float64 on rank 1"),
+    ],
+)
+def test_ranks_that_differ_are_told_so_on_every_rank(
+    difference: str, found: str, ranks: Ranks
+) -> None:
+    for failed in ranks.outcomes(make_unlike, difference, ranks=3):
+        assert re.search(rf"ValueError: .* the same {difference} .*Found {found}", failed.reason)
+
+
+def train_by_epochs_of(batches: list[int]) -> State:
+    scalarizer = DWA(shape=TASKS, process_group=dist.group.WORLD)
+    for _ in range(3):
+        for step in range(batches[dist.get_rank()]):
+            scalarizer(torch.rand(TASKS) + step)
+        scalarizer.step()
+    return scalarizer.state_dict()
+
+
+@pytest.mark.parametrize("batches", [[5, 4], [4, 5]])
+def test_an_epoch_of_unequal_length_is_noticed(batches: list[int], ranks: Ranks) -> None:
+    outcomes = ranks.outcomes(train_by_epochs_of, batches, ranks=2)
+    first = min(outcomes, key=lambda failed: failed.seconds)
+    assert "ValueError: `step` should follow equally many calls on every rank" in first.reason
+    assert all(outcome.seconds < PATIENCE / 2 for outcome in outcomes)
+
+
+def call_with_unlike_losses(kind: str) -> Tensor:
+    """Ranks that differ in what they pass, as they may."""
+    rank = dist.get_rank()
+    scalarizer = FAMO(NAMES, process_group=dist.group.WORLD)
+    losses = torch.ones(TASKS, dtype=torch.float64 if kind == "dtype" and rank else torch.float32)
+    mask = torch.ones(TASKS, dtype=torch.bool) if kind == "mask" and rank else None
+    if kind == "nothing" and rank:
+        mask = torch.zeros(TASKS, dtype=torch.bool)
+    if kind == "empty" and rank:
+        return scalarizer({})
+    if kind == "shape" and rank:
+        return scalarizer(torch.ones(TASKS + 1))
+    scalar = scalarizer(losses, mask)
+    scalarizer.update(losses, mask)
+    return scalar
+
+
+@pytest.mark.parametrize("kind", ["dtype", "mask", "nothing"])
+def test_ranks_may_pass_losses_of_other_dtypes_or_without_a_mask(kind: str, ranks: Ranks) -> None:
+    first, second = ranks.run(call_with_unlike_losses, kind, ranks=2)
+    assert_same(first, second)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("empty", "a mask that is False everywhere"), ("shape", r"`losses` should have shape \(3,\)")],
+)
+def test_losses_that_do_not_fit_are_refused_before_the_collective(
+    kind: str, message: str, ranks: Ranks
+) -> None:
+    other, failed = ranks.outcomes(call_with_unlike_losses, kind, ranks=2)
+    assert re.search(message, failed.reason)
+    assert other.seconds < PATIENCE / 2
 
 
 # A module and its group.
@@ -584,6 +714,17 @@ def test_copies_share_the_group_and_pickling_drops_it(method: str, group: Group)
     (loaded,) = pickle.loads(pickle.dumps(nn.ModuleList([scalarizer])))
     assert loaded.process_group is None
     assert_same(loaded.state_dict(), scalarizer.state_dict())
+
+
+@each_method
+def test_a_group_that_was_destroyed_is_refused(method: str, group: Group) -> None:
+    scalarizer = METHODS[method].make(TASKS, process_group=group)
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    with pytest.raises(ValueError, match="Found one that was destroyed"):
+        scalarizer(torch.ones(TASKS))
+    scalarizer.process_group = dist.group.WORLD
+    assert scalarizer(torch.ones(TASKS)).isfinite()
 
 
 def test_update_takes_a_mask_of_its_own(group: Group) -> None:

@@ -1,6 +1,5 @@
 """Bad input: each message says what is wrong, what was expected and what was found."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +31,10 @@ from mtl_scalarize import (
 
 L = torch.ones(3)
 NAMED = UW(["a", "b"])
+GROUP = (
+    'Give them a group of their own: {"params": scalarizer.parameters(), "lr": 0.02, '
+    '"weight_decay": 0.0}.'
+)
 Case = tuple[Callable[[], object], type[Exception], str]
 
 
@@ -53,6 +56,25 @@ CASES: list[Case] = [
         lambda: FAMO("ab"),
         TypeError,
         "`shape` should be an int or a sequence of ints. Found `shape = 'ab'`.",
+    ),
+    *(
+        (
+            lambda shape=shape: UW(shape),
+            TypeError,
+            f"`shape` should be an int or a sequence of ints. Found `shape = {shape!r}`.",
+        )
+        for shape in ("", True)
+    ),
+    (
+        lambda: DWA(temperature=torch.tensor(-1.0)),
+        ValueError,
+        "`temperature` should be strictly positive. Found `temperature = -1.0`.",
+    ),
+    (
+        lambda: FAMO(3, lr=torch.tensor(0.1, requires_grad=True)),
+        ValueError,
+        "`lr` should not require gradients, for the state of a module keeps no graph: use the pure "
+        "functions. Found `lr.requires_grad = True`.",
     ),
     (
         lambda: IMTLL(None),
@@ -228,14 +250,13 @@ CASES: list[Case] = [
         lambda: check_optimizer(UW(2)),
         ValueError,
         "`optimizers` should have `log_var` of UW(shape=(2,)): found in none of them, so that the "
-        'task weights would never change. Add a group {"params": scalarizer.parameters(), '
-        '"weight_decay": 0.0}.',
+        "task weights would never change. " + GROUP,
     ),
     (
         lambda: check_optimizer(NAMED, torch.optim.AdamW(NAMED.parameters())),
         ValueError,
-        "`optimizers` should have `log_var` of UW(shape=('a', 'b')) in a group without weight "
-        "decay, which pulls the task weights back to equal. Found `weight_decay = 0.01`.",
+        "`optimizers` should have `log_var` of UW(shape=('a', 'b')) only in groups without weight "
+        "decay, which pulls the task weights back to equal. Found `weight_decay = 0.01`. " + GROUP,
     ),
     (
         lambda: all_reduce_losses(L),
@@ -267,7 +288,7 @@ WRONG_TENSORS: list[tuple[Any, type[Exception], str]] = [
     (torch.ones(TASKS).int(), TypeError, floating("`{name}.dtype = torch.int32`")),
     (torch.ones(TASKS).bool(), TypeError, floating("`{name}.dtype = torch.bool`")),
     (torch.ones(TASKS).cfloat(), TypeError, floating("`{name}.dtype = torch.complex64`")),
-    ([1.0] * TASKS, TypeError, floating("a list")),
+    ([1.0] * TASKS, TypeError, floating("a list: use `torch.stack({name})`")),
     (2.0, TypeError, floating("a float")),
 ]
 WRONG_MASKS: list[tuple[Any, type[Exception], str]] = [
@@ -355,30 +376,6 @@ def test_a_step_at_a_bad_temperature_is_refused_and_changes_nothing(temperature:
     with pytest.raises((ValueError, TypeError), match="`temperature` should be"):
         scalarizer.step()
     assert scalarizer.count.tolist() == [1, 1, 1]
-
-
-@pytest.fixture
-def warning(monkeypatch: pytest.MonkeyPatch) -> warnings.WarningMessage:
-    """That of a rank which balances by itself."""
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    scalarizer = FAMO(3)
-    with pytest.warns(UserWarning, match="no process group") as seen:
-        scalarizer(L)
-    scalarizer(L)  # says nothing more: warnings are errors
-    (warning,) = seen
-    return warning
-
-
-def test_the_warning_of_a_rank_by_itself(warning: warnings.WarningMessage) -> None:
-    assert str(warning.message) == (
-        "FAMO has no process group: each of the 2 ranks balances by its own losses alone. "
-        "Pass `process_group=torch.distributed.group.WORLD`."
-    )
-
-
-def test_the_warning_points_at_the_caller(warning: warnings.WarningMessage) -> None:
-    assert warning.filename == __file__
 
 
 def test_the_messages_of_a_process_group() -> None:

@@ -26,8 +26,10 @@ def check_tensors(mask: Tensor | None, /, **tensors: Tensor) -> None:
     owner = ""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
+            advice = f": use `torch.stack({name})`" if isinstance(tensor, (list, tuple)) else ""
             raise TypeError(
-                f"`{name}` should be a floating-point tensor. Found a {type(tensor).__name__}."
+                f"`{name}` should be a floating-point tensor. "
+                f"Found a {type(tensor).__name__}{advice}."
             )
         if not tensor.is_floating_point():
             raise TypeError(
@@ -76,6 +78,18 @@ def check_scalar(name: str, value: float | Tensor, *, positive: bool = False) ->
         raise ValueError(f"`{name}` should be {expected}. Found `{name} = {value}`.")
 
 
+def check_hyperparameter(name: str, value: float | Tensor, *, positive: bool = False) -> None:
+    """`check_scalar` for the constructor of a module, which may read the value."""
+    check_scalar(name, value, positive=positive)
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise ValueError(
+                f"`{name}` should not require gradients, for the state of a module keeps no graph: "
+                f"use the pure functions. Found `{name}.requires_grad = True`."
+            )
+        check_scalar(name, value.item(), positive=positive)
+
+
 def check_scalar_or_shape(name: str, value: float | Tensor, shape: torch.Size, owner: str) -> None:
     """Check what is one number for all tasks, or one for each in a tensor of ``shape``."""
     if not isinstance(value, (Tensor, int, float)):
@@ -91,6 +105,8 @@ def as_shape(shape: object) -> tuple[int, ...]:
     """The shape that ``shape`` stands for: an int ``n`` means ``(n,)``."""
     sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     try:
+        if isinstance(shape, (str, bool)):
+            raise TypeError
         # A compiler's symbolic size is an int, and `index` would make a number of it.
         sizes = tuple(size if isinstance(size, int) else operator.index(size) for size in sizes)
     except TypeError:

@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..functional.checks import check_scalar
+from ..distributed import all_reduce_losses
+from ..functional.checks import check_hyperparameter
 from ..functional.dwa import DWAState, dwa_accumulate, dwa_combine, dwa_init, dwa_step
 from ..functional.presence import fill_absent
 from .names import Shape
@@ -73,10 +74,17 @@ class DWA(Scalarizer):
         shape: Shape | None = None,
         process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
-        check_scalar("temperature", temperature, positive=True)
-        super().__init__(shape, process_group=process_group)
+        check_hyperparameter("temperature", temperature, positive=True)
+        super().__init__(shape)
+        if shape is None and isinstance(temperature, int) and temperature > 2:
+            self._warn_once(
+                f"DWA({temperature}) has the temperature {temperature} and finds its shape by "
+                f"itself. If {temperature} is the number of tasks, write "
+                f"`DWA(shape={temperature})`; if not, `DWA({temperature}.0)`."
+            )
         self.temperature = temperature
         self._register(None if self.shape is None else dwa_init(self.shape, dtype=default_dtype()))
+        self.process_group = process_group
 
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
         losses, mask = self.prepare(losses, mask)
@@ -102,10 +110,22 @@ class DWA(Scalarizer):
     def step(self) -> None:
         """Close the epoch: compute the weights of the next one. Only in training mode.
 
+        In a process group every rank must call it, after equally many calls on losses.
+
         Raises:
-            ValueError: the ``temperature`` is not positive.
+            ValueError: the ``temperature`` is not positive, or another rank made a call on losses
+                meanwhile.
         """
         if self.training and self.mean is not None:
+            if self.process_group is not None:
+                # As a call on losses without any task: what a rank in such a call would meet.
+                nothing = torch.zeros_like(self.mean)
+                _, mask = all_reduce_losses(nothing, self.process_group, mask=nothing.bool())
+                if mask is not None and mask.any():
+                    raise ValueError(
+                        "`step` should follow equally many calls on every rank. Found a rank with "
+                        "another call on losses: end the epoch of all ranks after as many batches."
+                    )
             self.store(self.state, dwa_step(self.state, self.temperature))
 
     def reset(self) -> None:

@@ -6,7 +6,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..functional.checks import as_shape, check_scalar, check_scalar_or_shape, check_tensors
+from ..functional.checks import (
+    as_shape,
+    check_hyperparameter,
+    check_scalar_or_shape,
+    check_tensors,
+)
 from ..functional.famo import (
     FAMOState,
     famo_combine,
@@ -18,7 +23,7 @@ from ..functional.famo import (
 from ..functional.precision import at_least_float32
 from ..functional.presence import measured
 from .names import Shape
-from .scalarizer import Losses, Scalarizer, default_dtype
+from .scalarizer import Losses, Scalarizer, default_dtype, shown
 
 
 class FAMO(Scalarizer):
@@ -86,9 +91,9 @@ class FAMO(Scalarizer):
         amortized: bool = False,
         process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
-        check_scalar("lr", lr)
-        check_scalar("weight_decay", weight_decay)
-        super().__init__(shape, process_group=process_group)
+        check_hyperparameter("lr", lr)
+        check_hyperparameter("weight_decay", weight_decay)
+        super().__init__(shape)
         self.lr = lr
         self.weight_decay = weight_decay
         self.amortized = amortized
@@ -102,7 +107,9 @@ class FAMO(Scalarizer):
         dtype = at_least_float32(bounds.dtype) if isinstance(bounds, Tensor) else default_dtype()
         bounds = torch.empty(self.logits.shape, dtype=dtype)
         self.register_buffer("min_losses", bounds, persistent=False)
+        self._awaits_update = False
         self.reset()
+        self.process_group = process_group
 
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
         losses, mask = self.prepare(losses, mask)
@@ -116,6 +123,13 @@ class FAMO(Scalarizer):
             absent = self.previous_losses if self.amortized else torch.nan
             where, _ = measured(losses, mask=mask)
             self.store([self.previous_losses], [torch.where(where, losses, absent)])
+            if self._awaits_update:
+                self._warn_once(
+                    "FAMO learned nothing from its last call in training: call "
+                    "`scalarizer.update(...)` once after every step of the optimizer, or make it "
+                    "with `amortized=True`."
+                )
+            self._awaits_update = not (self.amortized or torch.compiler.is_compiling())
         return scalar
 
     def update(self, losses: Losses | Callable[[], Losses], mask: Tensor | None = None) -> None:
@@ -138,6 +152,7 @@ class FAMO(Scalarizer):
         """
         if self.amortized or not self.training:
             return
+        self._awaits_update = False
         if self._last_call is None:
             raise ValueError("`update` should follow a call on the losses. Found no call so far.")
         if callable(losses):
@@ -160,9 +175,10 @@ class FAMO(Scalarizer):
         return FAMOState(*fields)  # type: ignore[arg-type]  # no buffer is None
 
     def extra_repr(self) -> str:
+        bounds = shown("min_losses", self._min_losses, 0.0)
         amortized = ", amortized=True" if self.amortized else ""
         return (
-            f"shape={self.names or self.shape}, lr={self.lr}, "
+            f"shape={self.names or self.shape}{bounds}, lr={self.lr}, "
             f"weight_decay={self.weight_decay}{amortized}"
         )
 

@@ -1,16 +1,17 @@
 """What all methods share."""
 
+import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..distributed import all_reduce_losses
-from ..functional.checks import check_tensors
+from ..distributed import all_reduce_losses, share_state
+from ..functional.checks import check_shape, check_tensors
 from ..functional.precision import at_least_float32
 from .names import Names, Shape, listed, names_and_shape, stack_by_name
 
@@ -31,13 +32,15 @@ class Scalarizer(nn.Module, ABC):
             state depends on the shape, or the first losses set it.
         process_group: the data-parallel ranks that balance their losses together, such as
             ``torch.distributed.group.WORLD``. A training step is then that of one process on the
-            whole batch. Every rank must make every training call, all with a mask or all without;
-            a call in ``eval()`` or without gradients stays with the rank's own losses. None: each
-            rank by itself.
+            whole batch. Every rank must make every training call; a call in ``eval()`` or without
+            gradients stays with the rank's own losses. None: each rank by itself. Giving the group,
+            here or later as the attribute, is a collective: every rank takes the state of the
+            group's first rank.
 
     Raises:
         TypeError: ``shape`` is not an int or a sequence of ints or of names.
-        ValueError: ``shape`` has a negative entry or a name twice.
+        ValueError: ``shape`` has a negative entry or a name twice, ``process_group`` is not a group
+            of this rank, or the scalarizers of its ranks differ in class, names, shape or dtype.
 
     Attributes:
         shape: S, a tuple of ints, or None.
@@ -81,16 +84,17 @@ class Scalarizer(nn.Module, ABC):
         self.shape: tuple[int, ...] | None = None
         if shape is not None:
             self.names, self.shape = names_and_shape(shape)
-        self.process_group = process_group
+        self._group = _Group(None)
         # The mask of this rank in the last call, for the method's second look at that batch.
         self._rank_mask: Tensor | None = None
-        self._may_drift = True  # until the first training call has looked for ranks
+        self._warned: set[str] = set()
         # The function that gives the weights of the last call, its arguments and the mask. None
         # before a call. Empty if there are no weights to read: that call was inside a transform of
         # `torch.func`, or before a load or a copy.
         self._last_call: (
             tuple[Callable[..., Tensor], tuple[Any, ...], Tensor | None] | tuple[()] | None
         ) = None
+        self.process_group = process_group
 
     @abstractmethod
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
@@ -179,8 +183,11 @@ class Scalarizer(nn.Module, ABC):
 
     @property
     def learning(self) -> bool:
-        """True if a call may change the state: in training mode, with gradients enabled."""
-        return self.training and torch.is_grad_enabled()
+        """True if a call may change the state: in training mode, with gradients enabled.
+
+        False within a backward pass, where activation checkpointing makes a call a second time.
+        """
+        return self._in_training and not _in_backward()
 
     def prepare(self, losses: Losses, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the pure functions take: the losses as one tensor, and those of all ranks.
@@ -192,16 +199,19 @@ class Scalarizer(nn.Module, ABC):
             mask: as ``forward`` was given it.
 
         Returns:
-            The losses, of shape S, and their mask. In a call that is :attr:`learning` in a process
-            group, they are those of the whole batch (:func:`~mtl_scalarize.all_reduce_losses`).
+            The losses, of shape S, and their mask. In a training call in a process group, they are
+            those of the whole batch (:func:`~mtl_scalarize.all_reduce_losses`).
 
         Raises:
             TypeError: ``losses`` is neither a tensor nor a mapping, or a mapping without names.
-            ValueError: a name is unknown, or the mask of losses by name does not fit. Losses given
-                as a tensor are left to the checks of the pure functions.
+            ValueError: a name is unknown, the mask of losses by name does not fit, or something
+                else than the scalarizer has cast its state below float32. Losses given as a tensor
+                are left to the checks of the pure functions.
         """
         losses, mask = self.by_position(losses, mask)
-        if not self.learning:
+        self._check_precision()
+        self._warn_of_waste(losses)
+        if not self._in_training:
             return losses, mask
         whole = self.over_ranks(losses, mask)
         self._rank_mask = None if self.process_group is None else mask
@@ -220,21 +230,23 @@ class Scalarizer(nn.Module, ABC):
             )
         losses, present = stack_by_name(losses, self.names)
         check_tensors(mask, losses=losses)
-        if present is None and self.process_group is not None:
-            # Another rank may lack a task, and all ranks must have a mask or none.
-            present = torch.ones_like(losses, dtype=torch.bool)
         if mask is None:
             return losses, present
         return losses, mask if present is None else present & mask
 
     def over_ranks(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The second half of :meth:`prepare`: the losses and the mask of the whole batch."""
-        if self.process_group is not None:
-            return all_reduce_losses(losses, self.process_group, mask=mask)
-        if not torch.compiler.is_compiling() and self._may_drift:
-            self._may_drift = False
+        if self.process_group is None:
             self._warn_if_ranks_drift()
-        return losses, mask
+            return losses, mask
+        check_tensors(mask, losses=losses)
+        state = next((tensor for _, tensor in self._state()), None)
+        if state is not None:
+            check_shape("losses", losses, state.shape, "the state")
+            losses = losses.to(state.dtype)
+        if mask is None:  # another rank may lack a task, or be at the end of its epoch
+            mask = torch.ones_like(losses, dtype=torch.bool)
+        return all_reduce_losses(losses, self.process_group, mask=mask)
 
     def report(self, function: Callable[..., Tensor], *arguments: Any, mask: Tensor | None) -> None:
         """Keep what :attr:`weights` needs: ``function(*arguments, mask=mask)``, run when read.
@@ -249,11 +261,11 @@ class Scalarizer(nn.Module, ABC):
         """
         if torch.compiler.is_exporting():
             return  # an exported program has no attribute to keep them in
-        # The tensors of a transform are wrappers that end with it.
-        dead = torch._C._are_functorch_transforms_active()
         mask = None if mask is None else mask.clone()
+        # The tensors of a transform are wrappers that end with it.
+        call = () if _in_transform() else (function, arguments, mask)
         # Not by `setattr`: nn.Module would first look for a parameter or buffer of that name.
-        self.__dict__["_last_call"] = () if dead else (function, arguments, mask)
+        self.__dict__["_last_call"] = call
 
     def store(self, state: Iterable[Tensor], new: Iterable[Tensor]) -> None:
         """Write the tensors ``new`` into the buffers ``state``.
@@ -278,20 +290,67 @@ class Scalarizer(nn.Module, ABC):
 
     @process_group.setter
     def process_group(self, value: "dist.ProcessGroup | None") -> None:
+        if value is not None:
+            dtype = next((tensor.dtype for _, tensor in self._state()), None)
+            description = {"class": type(self).__name__, "names": self.names}
+            share_state(self, description | {"shape": self.shape, "dtype": dtype}, value)
         self._group = _Group(value)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: a copy has no weights to read."""
         return {**self.__dict__, "_last_call": None if self._last_call is None else ()}
 
+    @property
+    def _in_training(self) -> bool:
+        return self.training and torch.is_grad_enabled()
+
+    def _state(self) -> Iterator[tuple[str, Tensor]]:
+        """The floating-point parameters and buffers, by name."""
+        for name, tensor in (self._parameters | self._buffers).items():
+            if tensor is not None and tensor.is_floating_point():
+                yield name, tensor
+
+    def _check_precision(self) -> None:
+        for name, tensor in self._state():
+            if tensor.itemsize < 4:
+                raise ValueError(
+                    f"`{name}` should be at least float32. Found `{name}.dtype = {tensor.dtype}`, "
+                    "which something around the scalarizer has cast it to: keep the scalarizer "
+                    "outside of the module that is wrapped, or exclude it from mixed precision."
+                )
+
+    def _warn_of_waste(self, losses: Tensor) -> None:
+        if _in_transform():
+            return
+        writes = len(self._buffers) > len(self._non_persistent_buffers_set)  # in training
+        if self._in_training and self._parameters and not losses.requires_grad:
+            self._warn_once(
+                "The losses carry no gradient, so that the network learns nothing: combine them "
+                "by `torch.stack(losses)`, not by `torch.tensor(losses)`."
+            )
+        elif not self.training and writes and losses.requires_grad and torch.is_grad_enabled():
+            self._warn_once(
+                f"{type(self).__name__} does not learn in `eval()`, and the losses require "
+                "gradients: call `scalarizer.train()` in training, and use `torch.no_grad()` in "
+                "evaluation."
+            )
+
     def _warn_if_ranks_drift(self) -> None:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            warnings.warn(
+            message = (
                 f"{type(self).__name__} has no process group: each of the {dist.get_world_size()} "
                 "ranks balances by its own losses alone. "
-                "Pass `process_group=torch.distributed.group.WORLD`.",
-                stacklevel=7,  # the caller, behind `prepare`, `forward` and nn.Module's two frames
+                "Pass `process_group=torch.distributed.group.WORLD`."
             )
+            if torch.compiler.is_compiling():
+                _warn_while_tracing(message)
+            else:
+                self._warn_once(message)
+
+    def _warn_once(self, message: str) -> None:
+        if not torch.compiler.is_compiling() and message not in self._warned:
+            self._warned.add(message)
+            warn_user(message)
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -310,6 +369,10 @@ class Scalarizer(nn.Module, ABC):
                 f"`state_dict` should be of the tasks {listed(self.names)}, in this order. "
                 f"Found {listed(names)}."
             )
+        for name, _ in self._state():  # `assign=True` would keep a dtype below float32
+            loaded = state_dict.get(prefix + name)
+            if isinstance(loaded, Tensor):
+                state_dict[prefix + name] = loaded.to(at_least_float32(loaded.dtype))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         self._last_call, self._rank_mask = (), None
 
@@ -337,6 +400,35 @@ class _Group:
 
     def __reduce__(self) -> tuple[type["_Group"], tuple[None]]:
         return _Group, (None,)
+
+
+def _in_backward() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _in_transform() -> bool:
+    """Whether a transform of `torch.func` is at work."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def warn_user(message: str) -> None:
+    """Warn at the user's line: the nearest caller that is neither torch nor this package."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INTERNAL:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+_INTERNAL = ("torch", __name__.split(".")[0])
+_warn_while_tracing = torch.compiler.assume_constant_result(warn_user)  # type: ignore[no-untyped-call]
+
+
+def shown(name: str, value: float | Tensor, default: float) -> str:
+    """A hyperparameter as a part of a `repr`, if it is not the default."""
+    if isinstance(value, Tensor):
+        few = value.numel() <= 8 and not value.is_meta
+        return f", {name}={value if few else f'<tensor of shape {tuple(value.shape)}>'}"
+    return "" if value == default else f", {name}={value}"
 
 
 def default_dtype() -> torch.dtype:

@@ -4,10 +4,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..functional.checks import as_shape, check_scalar, check_scalar_or_shape
+from ..functional.checks import as_shape, check_hyperparameter, check_scalar_or_shape
 from ..functional.uw import uw_loss, uw_weights
 from .names import Shape
-from .scalarizer import Losses, Scalarizer, default_dtype
+from .scalarizer import Losses, Scalarizer, default_dtype, shown
 
 
 class UW(Scalarizer):
@@ -64,13 +64,14 @@ class UW(Scalarizer):
         eps: float = 1e-30,
         process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
-        check_scalar("eps", eps)
-        super().__init__(shape, process_group=process_group)
+        check_hyperparameter("eps", eps)
+        super().__init__(shape)
         self.log_var = nn.Parameter(torch.empty(as_shape(self.shape), dtype=default_dtype()))
         check_scalar_or_shape("init", init, self.log_var.shape, "log_var")
         self.init = init.detach().clone() if isinstance(init, Tensor) else init
         self.eps = eps
         self.reset()
+        self.process_group = process_group
 
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
         losses, mask = self.prepare(losses, mask)
@@ -85,4 +86,5 @@ class UW(Scalarizer):
             self.log_var.copy_(torch.as_tensor(self.init, dtype=self.log_var.dtype))
 
     def extra_repr(self) -> str:
-        return f"shape={self.names or self.shape}"
+        options = shown("init", self.init, 0.0) + shown("eps", self.eps, 1e-30)
+        return f"shape={self.names or self.shape}{options}"
