@@ -47,8 +47,8 @@ def all_reduce_losses(
         rank has gets loss 0 and no gradient.
 
     Raises:
-        TypeError: ``losses`` is not a floating-point tensor, or ``count`` neither a number nor a
-            tensor.
+        TypeError: ``losses`` is not a floating-point tensor, or a DTensor, or ``count`` neither a
+            number nor a tensor.
         ValueError: ``mask`` is not boolean, it or ``count`` is not of shape S, ``count`` is
             negative, or no process group is initialised.
 
@@ -62,6 +62,11 @@ def all_reduce_losses(
         >>> dist.destroy_process_group()
     """
     check_tensors(mask, losses=losses)
+    if hasattr(losses, "full_tensor"):
+        raise TypeError(
+            "`losses` should be a plain tensor. Found a DTensor: pass `losses.full_tensor()`, "
+            "without a group if that is their mean over the ranks already."
+        )
     group = _initialised(group)
     (losses,) = in_common_dtype(losses)
     if mask is None and count is None:
@@ -105,8 +110,15 @@ def share_state(
                     f"`process_group` should have scalarizers of the same {field} on all ranks. "
                     f"Found {known[first]} on rank {first} and {value} on rank {rank}."
                 )
-    states = [{name: tensor.cpu() for name, tensor in module.state_dict().items()}]
+    state: dict[str, Tensor] = module.state_dict()
+    meta = any(tensor.is_meta for tensor in state.values())
+    states = [None if meta else {name: tensor.cpu() for name, tensor in state.items()}]
     dist.broadcast_object_list(states, group=group, group_src=0)
+    if states[0] is None:
+        raise ValueError(
+            "`process_group` should be given to a scalarizer with values. Found one on the meta "
+            "device: call `to_empty` and `reset` before."
+        )
     module.load_state_dict(states[0])
 
 

@@ -28,6 +28,7 @@ from ranks import PATIENCE, Ranks
 from torch import Tensor, nn
 from torch.distributed import _functional_collectives as collectives
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial
 from torch.nn.parallel import DistributedDataParallel
 
 from mtl_scalarize import DWA, FAMO, IMTLL, UW, all_reduce_losses
@@ -647,6 +648,31 @@ def test_ranks_that_differ_are_told_so_on_every_rank(
 ) -> None:
     for failed in ranks.outcomes(make_unlike, difference, ranks=3):
         assert re.search(rf"ValueError: .* the same {difference} .*Found {found}", failed.reason)
+
+
+def give_a_group_on_meta() -> None:
+    with torch.device("meta"):
+        scalarizer = FAMO(TASKS)
+    scalarizer.process_group = dist.group.WORLD
+
+
+def reduce_a_dtensor() -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    all_reduce_losses(DTensor.from_local(torch.ones(TASKS), mesh, [Partial("avg")]))
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (give_a_group_on_meta, r"ValueError: .*call `to_empty` and `reset` before"),
+        (reduce_a_dtensor, r"TypeError: .*Found a DTensor: pass `losses\.full_tensor\(\)`"),
+    ],
+)
+def test_what_cannot_be_reduced_is_refused_on_every_rank(
+    job: Callable[[], None], message: str, ranks: Ranks
+) -> None:
+    for failed in ranks.outcomes(job, ranks=2):
+        assert re.search(message, failed.reason)
 
 
 def train_by_epochs_of(batches: list[int]) -> State:

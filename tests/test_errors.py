@@ -219,7 +219,8 @@ CASES: list[Case] = [
         lambda: NAMED({}),
         ValueError,
         "`losses` should have at least one of 'a', 'b'. Found an empty mapping: for a batch "
-        "without any task, pass a tensor and a mask that is False everywhere.",
+        "without any task, pass the losses that the network gives as a tensor, and a mask that is "
+        "False everywhere.",
     ),
     (
         lambda: NAMED({"a": L[0]}, torch.ones(1, dtype=torch.bool)),

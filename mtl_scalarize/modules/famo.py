@@ -34,8 +34,10 @@ class FAMO(Scalarizer):
         c = \Big( \sum_j \frac{z_j}{\ell_j - b_j + \epsilon} \Big)^{-1}
 
     - :math:`\ell_i` is the loss of task :math:`i`, above its lower bound :math:`b_i`. A loss below
-      its bound makes the scalar and all its gradients nan: give ``min_losses`` if a loss can be
-      negative;
+      its bound makes the scalar and all gradients nan: give ``min_losses`` if a loss can be
+      negative. A loss *at* its bound takes all the weight, and no other task trains: if a loss can
+      reach its floor, as a hinge loss reaches 0, give a bound below the floor, by the size under
+      which the loss no longer matters, such as -0.1 for a loss of about 1;
     - :math:`w_i` is its logit, learned here and not by your optimizer;
     - :math:`c` makes the step a convex combination of the task gradients, and is held constant in
       the backward pass; :math:`\epsilon = 10^{-8}`.

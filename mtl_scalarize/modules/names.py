@@ -46,7 +46,8 @@ def stack_by_name(losses: Mapping[str, Tensor], names: Names) -> tuple[Tensor, T
     if not losses:
         raise ValueError(
             f"`losses` should have at least one of {listed(names)}. Found an empty mapping: for a "
-            "batch without any task, pass a tensor and a mask that is False everywhere."
+            "batch without any task, pass the losses that the network gives as a tensor, and a "
+            "mask that is False everywhere."
         )
     like = next(iter(losses.values())).detach()
     stacked = torch.stack([losses.get(name, torch.zeros_like(like)) for name in names])
