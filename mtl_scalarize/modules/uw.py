@@ -22,8 +22,8 @@ class UW(Scalarizer):
       ``scalarizer.parameters()`` to it, without weight decay and with a learning rate at which
       they can travel several units.
 
-    The losses should be positive. The weight of a loss that stays negative grows with every step, and
-    ``eps`` does not bound it: add a constant to such a loss.
+    The losses should be positive. The weight of a loss that stays negative grows with every step,
+    and ``eps`` does not bound it: add a constant to such a loss.
 
     The function is :func:`~mtl_scalarize.uw_loss`, which names the paper.
 
