@@ -224,14 +224,15 @@ class History:
         bounds = getattr(self.scalarizer, "min_losses", None)
         if bounds is None or self._warned or not len(losses):
             return
-        below = losses < bounds.flatten().cpu()
+        bounds = torch.as_tensor(bounds).cpu().flatten().expand(losses.shape[1])
+        below = losses < bounds
         if below.any():
             self._warned = True
             row, task = below.nonzero()[0].tolist()
             warn_user(
-                f"The loss of task {self.names[task]!r} is below its "
-                f"`min_losses` at step {self._steps[row]}: {losses[row, task]:.4g} < "
-                f"{bounds.flatten()[task]:.4g}. There the scalar and its gradients are nan."
+                f"The loss of task {self.names[task]!r} is below its `min_losses` at step "
+                f"{self._steps[row]}: {losses[row, task]:.4g} < {bounds[task]:.4g}. There the "
+                "scalar and its gradients are nan."
             )
 
 

@@ -87,10 +87,8 @@ class DWAModel(Model):
         return dict(zip(("mean", "count", "last", "previous", "epoch_weights"), state, strict=True))
 
     def before(self, losses: Tensor) -> mtl.DWAState:
-        """The state, or a new one for these losses."""
-        if self.state:
-            return mtl.DWAState(*self.state.values())
-        return mtl.dwa_init(losses.shape, dtype=losses.dtype)
+        """The state before these losses."""
+        return mtl.DWAState(*self.state.values())
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         state = self.before(losses)
@@ -101,9 +99,8 @@ class DWAModel(Model):
         self.state = self.named(mtl.dwa_accumulate(self.before(losses), losses, mask=mask))
 
     def step(self) -> None:
-        if self.state:
-            state = mtl.DWAState(*self.state.values())
-            self.state = self.named(mtl.dwa_step(state, self.temperature))
+        state = mtl.DWAState(*self.state.values())
+        self.state = self.named(mtl.dwa_step(state, self.temperature))
 
 
 class LazyDWAModel(DWAModel):
@@ -113,11 +110,27 @@ class LazyDWAModel(DWAModel):
         return mtl.DWA(self.temperature)
 
     def start(self) -> State:
-        return {}
+        dtype = self.state["mean"].dtype if hasattr(self, "state") else self.dtype
+        return self.named(mtl.dwa_init(0, dtype=dtype))
+
+    def before(self, losses: Tensor) -> mtl.DWAState:
+        if self.state["mean"].shape == (0,):
+            return mtl.dwa_init(losses.shape, dtype=losses.dtype)
+        return super().before(losses)
 
 
 class FAMOModel(Model):
     bound, lr, weight_decay, amortized = -0.5, 0.1, 0.01, False
+    #: Of the losses in the last call that learned: an update rounds its own alike.
+    call_dtype: torch.dtype | None = None
+
+    def reset(self) -> None:
+        super().reset()
+        self.call_dtype = None
+
+    def load(self, state: State) -> None:
+        super().load(state)
+        self.call_dtype = None
 
     def new(self) -> mtl.FAMO:
         return mtl.FAMO(
@@ -135,6 +148,7 @@ class FAMOModel(Model):
     def learn(self, losses: Tensor, mask: Tensor | None) -> None:
         never = torch.full_like(self.state["logits"], torch.nan)
         self.remember(losses, mask, otherwise=never)
+        self.call_dtype = losses.dtype
 
     def remember(self, losses: Tensor, mask: Tensor | None, otherwise: Tensor) -> None:
         seen = losses.isfinite() if mask is None else losses.isfinite() & mask
@@ -150,7 +164,8 @@ class FAMOModel(Model):
 
     def fall(self, losses: Tensor, mask: Tensor | None) -> None:
         *fields, previous = self.state.values()
-        delta = mtl.famo_delta(previous, losses.to(self.dtype), self.bound)
+        losses = losses.to(self.call_dtype or self.dtype).to(self.dtype)
+        delta = mtl.famo_delta(previous, losses, self.bound)
         old, rates = mtl.FAMOState(*fields), {"lr": self.lr, "weight_decay": self.weight_decay}
         self.state |= mtl.famo_update(old, delta, mask=mask, **rates)._asdict()
 

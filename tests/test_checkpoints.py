@@ -79,15 +79,14 @@ def test_dwa_without_shape_takes_it_from_a_checkpoint(inference: bool) -> None:
         each(torch.tensor([1.0, 1.0], dtype=torch.float64))
         each.step()
     torch.testing.assert_close(scalarizer.state, source.state, rtol=0, atol=0)
-    assert pickle.loads(pickle.dumps(DWA())).mean is None
+    assert not pickle.loads(pickle.dumps(DWA())).mean.numel()
 
 
 def test_dwa_without_shape_has_no_state_before_its_first_losses() -> None:
     scalarizer = DWA()
-    assert not scalarizer.state_dict()
     scalarizer.step()
-    scalarizer.load_state_dict({})
-    assert not scalarizer.state_dict()
+    scalarizer.load_state_dict(DWA().state_dict())
+    assert not any(value.numel() for value in scalarizer.state_dict().values())
     with pytest.raises(RuntimeError, match="Missing key"):
         scalarizer.load_state_dict({"mean": torch.zeros(2)})
 

@@ -140,19 +140,19 @@ def test_min_losses_is_a_number_or_a_tensor(bounds: float | Tensor) -> None:
         torch.testing.assert_close(function(losses, logits, bounds), expected)
     expected = famo_delta(losses - 0.5, losses)
     torch.testing.assert_close(famo_delta(losses, losses + 0.5, bounds), expected)
-    assert FAMO(2, bounds).min_losses.tolist() == [0.5, 0.5]
+    torch.testing.assert_close(FAMO(2, bounds)(losses), famo_combine(losses, torch.zeros(2), 0.5))
 
 
 def test_min_losses_keeps_the_precision_it_was_given_in() -> None:
     bounds = torch.tensor([0.1, 0.2], dtype=torch.float64)
     assert FAMO(2, bounds).double().min_losses.tolist() == [0.1, 0.2]
-    assert FAMO(2, bounds.half()).min_losses.dtype == torch.float32
+    assert FAMO(2, 0.1).double().min_losses == 0.1
 
 
 def test_min_losses_is_a_number_of_any_size_whatever_the_default_dtype() -> None:
     torch.set_default_dtype(torch.float16)
     try:
-        assert FAMO(2, -1e5).min_losses.tolist() == [-1e5, -1e5]
+        assert FAMO(2, -1e5)(torch.ones(2)).isfinite()
     finally:
         torch.set_default_dtype(torch.float32)
 

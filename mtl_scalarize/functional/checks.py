@@ -81,6 +81,7 @@ def check_scalar(name: str, value: float | Tensor, *, positive: bool = False) ->
 def check_hyperparameter(name: str, value: float | Tensor, *, positive: bool = False) -> None:
     """`check_scalar` for the constructor of a module, which may read the value."""
     check_scalar(name, value, positive=positive)
+    check_has_values(name, value)
     if isinstance(value, Tensor):
         if value.requires_grad:
             raise ValueError(
@@ -88,6 +89,15 @@ def check_hyperparameter(name: str, value: float | Tensor, *, positive: bool = F
                 f"use the pure functions. Found `{name}.requires_grad = True`."
             )
         check_scalar(name, value.item(), positive=positive)
+
+
+def check_has_values(name: str, value: float | Tensor) -> None:
+    """Check that a module can keep the value for its `reset`."""
+    if isinstance(value, Tensor) and value.is_meta:
+        raise ValueError(
+            f"`{name}` should have values. Found a tensor on the meta device: make it with "
+            '`device="cpu"`.'
+        )
 
 
 def check_scalar_or_shape(name: str, value: float | Tensor, shape: torch.Size, owner: str) -> None:

@@ -1,6 +1,6 @@
 """The module of Dynamic Weight Average."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,7 @@ from ..functional.checks import check_hyperparameter
 from ..functional.dwa import DWAState, dwa_accumulate, dwa_combine, dwa_init, dwa_step
 from ..functional.presence import fill_absent
 from .names import Shape
-from .scalarizer import Losses, Scalarizer, default_dtype
+from .scalarizer import Losses, Scalarizer, default_dtype, in_transform
 
 # The fields of `DWAState`. The last is not called `weights`, which are those of the last call.
 _BUFFERS = ("mean", "count", "last", "previous", "epoch_weights")
@@ -60,12 +60,12 @@ class DWA(Scalarizer):
         tensor(2.)
     """
 
-    if TYPE_CHECKING:  # at run time they are None until there is a shape
-        mean: Tensor
-        count: Tensor
-        last: Tensor
-        previous: Tensor
-        epoch_weights: Tensor
+    # Empty until there is a shape, and not None, which torch's tools pass over.
+    mean: Tensor
+    count: Tensor
+    last: Tensor
+    previous: Tensor
+    epoch_weights: Tensor
 
     def __init__(
         self,
@@ -83,22 +83,22 @@ class DWA(Scalarizer):
                 f"`DWA(shape={temperature})`; if not, `DWA({temperature}.0)`."
             )
         self.temperature = temperature
-        self._register(None if self.shape is None else dwa_init(self.shape, dtype=default_dtype()))
+        self._register(dwa_init(0 if self.shape is None else self.shape, dtype=default_dtype()))
         self.process_group = process_group
 
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
         losses, mask = self.prepare(losses, mask)
         state = (
             dwa_init(losses.shape, dtype=losses.dtype, device=losses.device)
-            if self.mean is None
+            if self._is_open
             else self.state
         )
         weights = state.weights.clone()  # `step` may write the buffer before `backward` reads it
         scalar = dwa_combine(losses, state._replace(weights=weights), mask=mask)
         self.report(fill_absent, weights.detach(), 0.0, mask=mask)
         if self.learning:
-            if self.mean is None:
-                if torch._C._are_functorch_transforms_active():
+            if self._is_open:
+                if in_transform():
                     raise ValueError(
                         "`shape` should be given if the first call is inside a transform of "
                         "`torch.func`. Found `shape = None`."
@@ -116,7 +116,7 @@ class DWA(Scalarizer):
             ValueError: the ``temperature`` is not positive, or another rank made a call on losses
                 meanwhile.
         """
-        if self.training and self.mean is not None:
+        if self.training and not self._is_open:
             if self.process_group is not None:
                 # As a call on losses without any task: what a rank in such a call would meet.
                 nothing = torch.zeros_like(self.mean)
@@ -131,9 +131,13 @@ class DWA(Scalarizer):
     def reset(self) -> None:
         super().reset()
         if self.shape is None:
-            self._register(None)
+            self._register(dwa_init(0, dtype=self.mean.dtype, device=self.mean.device))
         else:
             self.store(self.state, dwa_init(self.shape))
+
+    @property
+    def _is_open(self) -> bool:
+        return self.shape is None and self.mean.shape == (0,)
 
     @property
     def state(self) -> DWAState:
@@ -145,15 +149,15 @@ class DWA(Scalarizer):
         shape = "" if self.shape is None else f", shape={self.names or self.shape}"
         return f"temperature={self.temperature}{shape}"
 
-    def _register(self, state: DWAState | None) -> None:
+    def _register(self, state: DWAState) -> None:
         for index, name in enumerate(_BUFFERS):
-            self.register_buffer(name, None if state is None else state[index])
+            self.register_buffer(name, state[index])
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         mean = state_dict.get(prefix + "mean")
-        if self.mean is None and mean is not None:
+        if self.shape is None and mean is not None and mean.shape != self.mean.shape:
             with torch.inference_mode(False):  # or the state could not be trained
                 self._register(dwa_init(mean.shape, dtype=mean.dtype, device=mean.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

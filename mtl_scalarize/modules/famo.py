@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..functional.checks import (
     as_shape,
+    check_has_values,
     check_hyperparameter,
     check_scalar_or_shape,
     check_tensors,
@@ -20,7 +21,6 @@ from ..functional.famo import (
     famo_update,
     famo_weights,
 )
-from ..functional.precision import at_least_float32
 from ..functional.presence import measured
 from .names import Shape
 from .scalarizer import Losses, Scalarizer, default_dtype, shown
@@ -81,7 +81,6 @@ class FAMO(Scalarizer):
     exp_avg_sq: Tensor
     updates: Tensor
     previous_losses: Tensor  # those to compare with next; nan where there are none
-    min_losses: Tensor
 
     def __init__(
         self,
@@ -103,12 +102,9 @@ class FAMO(Scalarizer):
             self.register_buffer(name, value)
         self.register_buffer("previous_losses", torch.empty_like(self.logits))
         bounds = 0.0 if min_losses is None else min_losses
+        check_has_values("min_losses", bounds)
         check_scalar_or_shape("min_losses", bounds, self.logits.shape, "logits")
         self._min_losses = bounds.detach().clone() if isinstance(bounds, Tensor) else bounds
-        # A buffer, to follow the module's device. It is not state: no checkpoint has it.
-        dtype = at_least_float32(bounds.dtype) if isinstance(bounds, Tensor) else default_dtype()
-        bounds = torch.empty(self.logits.shape, dtype=dtype)
-        self.register_buffer("min_losses", bounds, persistent=False)
         self._awaits_update = False
         self.reset()
         self.process_group = process_group
@@ -161,6 +157,8 @@ class FAMO(Scalarizer):
             with torch.no_grad():
                 losses = losses()
         losses, mask = self.by_position(losses, self._rank_mask if mask is None else mask)
+        if self._call_dtype is not None and losses.is_floating_point():
+            losses = losses.to(self._call_dtype)  # or the rounding of the call would be a change
         self._learn(*self.over_ranks(losses, mask))
         self.previous_losses.fill_(torch.nan)
 
@@ -168,7 +166,19 @@ class FAMO(Scalarizer):
         super().reset()
         self.store(self.state, famo_init(self.logits.shape))
         self.previous_losses.fill_(torch.nan)
-        self.min_losses.copy_(torch.as_tensor(self._min_losses, dtype=self.min_losses.dtype))
+
+    @property
+    def min_losses(self) -> float | Tensor:
+        """The lower bounds: one number for all tasks, or a tensor of shape S.
+
+        Not a buffer, for what no checkpoint has, other tools would fill with values of their own.
+        """
+        bounds = self._min_losses
+        if isinstance(bounds, Tensor) and bounds.device != self.logits.device:
+            bounds = bounds.to(self.logits.device)
+            if not bounds.is_meta:  # where the values would be lost
+                self._min_losses = bounds
+        return bounds
 
     @property
     def state(self) -> FAMOState:

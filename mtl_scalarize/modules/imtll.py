@@ -4,10 +4,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..functional.checks import as_shape, check_hyperparameter, check_scalar_or_shape
+from ..functional.checks import (
+    as_shape,
+    check_has_values,
+    check_hyperparameter,
+    check_scalar_or_shape,
+)
 from ..functional.imtll import imtll_loss, imtll_weights
 from .names import Shape
-from .scalarizer import Losses, Scalarizer, default_dtype, shown
+from .scalarizer import Losses, Scalarizer, default_dtype, fill, shown
 
 
 class IMTLL(Scalarizer):
@@ -69,6 +74,7 @@ class IMTLL(Scalarizer):
         check_hyperparameter("eps", eps)
         super().__init__(shape)
         self.log_scale = nn.Parameter(torch.empty(as_shape(self.shape), dtype=default_dtype()))
+        check_has_values("init", init)
         check_scalar_or_shape("init", init, self.log_scale.shape, "log_scale")
         self.init = init.detach().clone() if isinstance(init, Tensor) else init
         self.eps = eps
@@ -85,7 +91,7 @@ class IMTLL(Scalarizer):
     def reset(self) -> None:
         super().reset()
         with torch.no_grad():
-            self.log_scale.copy_(torch.as_tensor(self.init, dtype=self.log_scale.dtype))
+            fill(self.log_scale, self.init)
 
     def extra_repr(self) -> str:
         options = shown("init", self.init, 0.0) + shown("eps", self.eps, 1e-30)

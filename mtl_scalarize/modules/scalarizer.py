@@ -85,8 +85,10 @@ class Scalarizer(nn.Module, ABC):
         if shape is not None:
             self.names, self.shape = names_and_shape(shape)
         self._group = _Group(None)
-        # The mask of this rank in the last call, for the method's second look at that batch.
+        # This rank's mask and dtype in the last call, for the method's second look at that batch.
         self._rank_mask: Tensor | None = None
+        self._call_dtype: torch.dtype | None = None
+        self._deferred = False
         self._warned: set[str] = set()
         # The function that gives the weights of the last call, its arguments and the mask. None
         # before a call. Empty if there are no weights to read: that call was inside a transform of
@@ -137,7 +139,7 @@ class Scalarizer(nn.Module, ABC):
 
         A subclass extends this: it fills its parameters and buffers.
         """
-        self._last_call = self._rank_mask = None
+        self._last_call = self._rank_mask = self._call_dtype = None
 
     def reset_parameters(self) -> None:
         """:meth:`reset` under the name that FSDP and meta initialisation look for."""
@@ -185,9 +187,10 @@ class Scalarizer(nn.Module, ABC):
     def learning(self) -> bool:
         """True if a call may change the state: in training mode, with gradients enabled.
 
-        False within a backward pass, where activation checkpointing makes a call a second time.
+        False where activation checkpointing makes a call a second time, within a backward pass. Of
+        a call that was first made without gradients (``use_reentrant=True``), the second learns.
         """
-        return self._in_training and not _in_backward()
+        return self._in_training and (self._deferred or not _in_backward())
 
     def prepare(self, losses: Losses, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the pure functions take: the losses as one tensor, and those of all ranks.
@@ -209,13 +212,15 @@ class Scalarizer(nn.Module, ABC):
                 are left to the checks of the pure functions.
         """
         losses, mask = self.by_position(losses, mask)
+        if not torch.compiler.is_compiling() and not _in_backward():
+            self._deferred = self.training and not torch.is_grad_enabled()
         self._check_precision()
         self._warn_of_waste(losses)
         if not self._in_training:
             return losses, mask
-        whole = self.over_ranks(losses, mask)
         self._rank_mask = None if self.process_group is None else mask
-        return whole
+        self._call_dtype = losses.dtype
+        return self.over_ranks(losses, mask)
 
     def by_position(self, losses: Losses, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The first half of :meth:`prepare`: losses by name become one tensor."""
@@ -263,7 +268,7 @@ class Scalarizer(nn.Module, ABC):
             return  # an exported program has no attribute to keep them in
         mask = None if mask is None else mask.clone()
         # The tensors of a transform are wrappers that end with it.
-        call = () if _in_transform() else (function, arguments, mask)
+        call = () if in_transform() else (function, arguments, mask)
         # Not by `setattr`: nn.Module would first look for a parameter or buffer of that name.
         self.__dict__["_last_call"] = call
 
@@ -307,7 +312,7 @@ class Scalarizer(nn.Module, ABC):
     def _state(self) -> Iterator[tuple[str, Tensor]]:
         """The floating-point parameters and buffers, by name."""
         for name, tensor in (self._parameters | self._buffers).items():
-            if tensor is not None and tensor.is_floating_point():
+            if tensor is not None and tensor.numel() and tensor.is_floating_point():
                 yield name, tensor
 
     def _check_precision(self) -> None:
@@ -320,7 +325,7 @@ class Scalarizer(nn.Module, ABC):
                 )
 
     def _warn_of_waste(self, losses: Tensor) -> None:
-        if _in_transform():
+        if in_transform():
             return
         writes = len(self._buffers) > len(self._non_persistent_buffers_set)  # in training
         if self._in_training and self._parameters and not losses.requires_grad:
@@ -374,7 +379,7 @@ class Scalarizer(nn.Module, ABC):
             if isinstance(loaded, Tensor):
                 state_dict[prefix + name] = loaded.to(at_least_float32(loaded.dtype))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        self._last_call, self._rank_mask = (), None
+        self._last_call, self._rank_mask, self._call_dtype = (), None, None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Scalarizer":
         """As ``nn.Module`` does for ``.to()``, ``.half()`` and the like, but keep the precision."""
@@ -406,7 +411,7 @@ def _in_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def _in_transform() -> bool:
+def in_transform() -> bool:
     """Whether a transform of `torch.func` is at work."""
     return torch._C._are_functorch_transforms_active()
 
@@ -429,6 +434,17 @@ def shown(name: str, value: float | Tensor, default: float) -> str:
         few = value.numel() <= 8 and not value.is_meta
         return f", {name}={value if few else f'<tensor of shape {tuple(value.shape)}>'}"
     return "" if value == default else f", {name}={value}"
+
+
+def fill(parameter: Tensor, value: float | Tensor) -> None:
+    """Write a hyperparameter into a parameter, which ``fully_shard`` may have split."""
+    value = torch.as_tensor(value, dtype=parameter.dtype, device=parameter.device)
+    if value.ndim and hasattr(parameter, "device_mesh"):
+        from torch.distributed.tensor import DTensor, Replicate
+
+        mesh = parameter.device_mesh
+        value = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    parameter.copy_(value)
 
 
 def default_dtype() -> torch.dtype:

@@ -4,10 +4,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..functional.checks import as_shape, check_hyperparameter, check_scalar_or_shape
+from ..functional.checks import (
+    as_shape,
+    check_has_values,
+    check_hyperparameter,
+    check_scalar_or_shape,
+)
 from ..functional.uw import uw_loss, uw_weights
 from .names import Shape
-from .scalarizer import Losses, Scalarizer, default_dtype, shown
+from .scalarizer import Losses, Scalarizer, default_dtype, fill, shown
 
 
 class UW(Scalarizer):
@@ -70,6 +75,7 @@ class UW(Scalarizer):
         check_hyperparameter("eps", eps)
         super().__init__(shape)
         self.log_var = nn.Parameter(torch.empty(as_shape(self.shape), dtype=default_dtype()))
+        check_has_values("init", init)
         check_scalar_or_shape("init", init, self.log_var.shape, "log_var")
         self.init = init.detach().clone() if isinstance(init, Tensor) else init
         self.eps = eps
@@ -86,7 +92,7 @@ class UW(Scalarizer):
     def reset(self) -> None:
         super().reset()
         with torch.no_grad():
-            self.log_var.copy_(torch.as_tensor(self.init, dtype=self.log_var.dtype))
+            fill(self.log_var, self.init)
 
     def extra_repr(self) -> str:
         options = shown("init", self.init, 0.0) + shown("eps", self.eps, 1e-30)
