@@ -170,7 +170,7 @@ CASES: list[Case] = [
     (
         lambda: FAMO(3, torch.ones(2)),
         ValueError,
-        of_shape("min_losses", "(3,)", "logits", "min_losses.shape = (2,)"),
+        of_shape("min_losses", "(3,)", "losses", "min_losses.shape = (2,)"),
     ),
     (
         lambda: FAMO(3, torch.ones(3, dtype=torch.complex64)),

@@ -50,9 +50,9 @@ def check_tensors(mask: Tensor | None, /, **tensors: Tensor) -> None:
         check_shape("mask", mask, shape, owner)
 
 
-def check_shape(name: str, tensor: Tensor, shape: torch.Size, owner: str) -> None:
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int], owner: str) -> None:
     """Check that ``tensor`` has exactly ``shape``: broadcasting would hide a mistake."""
-    if tensor.shape != shape:
+    if tensor.shape != tuple(shape):
         raise ValueError(
             f"`{name}` should have shape {tuple(shape)}, the shape of `{owner}`. "
             f"Found `{name}.shape = {tuple(tensor.shape)}`."
@@ -100,14 +100,16 @@ def check_has_values(name: str, value: float | Tensor) -> None:
         )
 
 
-def check_scalar_or_shape(name: str, value: float | Tensor, shape: torch.Size, owner: str) -> None:
-    """Check what is one number for all tasks, or one for each in a tensor of ``shape``."""
+def check_scalar_or_shape(
+    name: str, value: float | Tensor, shape: Sequence[int] | None, owner: str
+) -> None:
+    """Check what is one number for all tasks, or one for each in a tensor of ``shape``, if any."""
     if not isinstance(value, (Tensor, int, float)):
         raise TypeError(f"`{name}` should be a number or a tensor. Found a {type(value).__name__}.")
     if isinstance(value, Tensor):
         if value.is_complex():
             raise TypeError(f"`{name}` should be real. Found `{name}.dtype = {value.dtype}`.")
-        if value.ndim > 0:
+        if value.ndim > 0 and shape is not None:
             check_shape(name, value, shape, owner)
 
 

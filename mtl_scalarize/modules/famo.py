@@ -6,13 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..functional.checks import (
-    as_shape,
-    check_has_values,
-    check_hyperparameter,
-    check_scalar_or_shape,
-    check_tensors,
-)
+from ..functional.checks import as_shape, check_hyperparameter, check_tensors
 from ..functional.famo import (
     FAMOState,
     famo_combine,
@@ -81,6 +75,7 @@ class FAMO(Scalarizer):
     exp_avg_sq: Tensor
     updates: Tensor
     previous_losses: Tensor  # those to compare with next; nan where there are none
+    min_losses: float | Tensor
 
     def __init__(
         self,
@@ -101,10 +96,7 @@ class FAMO(Scalarizer):
         for name, value in famo_init(as_shape(self.shape), dtype=default_dtype())._asdict().items():
             self.register_buffer(name, value)
         self.register_buffer("previous_losses", torch.empty_like(self.logits))
-        bounds = 0.0 if min_losses is None else min_losses
-        check_has_values("min_losses", bounds)
-        check_scalar_or_shape("min_losses", bounds, self.logits.shape, "logits")
-        self._min_losses = bounds.detach().clone() if isinstance(bounds, Tensor) else bounds
+        self.register_hyperparameter("min_losses", 0.0 if min_losses is None else min_losses)
         self._awaits_update = False
         self.reset()
         self.process_group = process_group
@@ -168,26 +160,13 @@ class FAMO(Scalarizer):
         self.previous_losses.fill_(torch.nan)
 
     @property
-    def min_losses(self) -> float | Tensor:
-        """The lower bounds: one number for all tasks, or a tensor of shape S.
-
-        Not a buffer, for what no checkpoint has, other tools would fill with values of their own.
-        """
-        bounds = self._min_losses
-        if isinstance(bounds, Tensor) and bounds.device != self.logits.device:
-            bounds = bounds.to(self.logits.device)
-            if not bounds.is_meta:  # where the values would be lost
-                self._min_losses = bounds
-        return bounds
-
-    @property
     def state(self) -> FAMOState:
         """The state as the functional core takes it."""
         fields = [self._buffers[name] for name in FAMOState._fields]
         return FAMOState(*fields)  # type: ignore[arg-type]  # no buffer is None
 
     def extra_repr(self) -> str:
-        bounds = shown("min_losses", self._min_losses, 0.0)
+        bounds = shown("min_losses", self.min_losses, 0.0)
         amortized = ", amortized=True" if self.amortized else ""
         return (
             f"shape={self.names or self.shape}{bounds}, lr={self.lr}, "

@@ -11,7 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..distributed import all_reduce_losses, share_state
-from ..functional.checks import check_shape, check_tensors
+from ..functional.checks import (
+    check_has_values,
+    check_scalar_or_shape,
+    check_shape,
+    check_tensors,
+)
 from ..functional.precision import at_least_float32
 from .names import Names, Shape, listed, names_and_shape, stack_by_name
 
@@ -90,6 +95,7 @@ class Scalarizer(nn.Module, ABC):
         self._call_dtype: torch.dtype | None = None
         self._deferred = False
         self._warned: set[str] = set()
+        self._tensors: list[str] = []  # the attributes that `register_hyperparameter` made
         # The function that gives the weights of the last call, its arguments and the mask. None
         # before a call. Empty if there are no weights to read: that call was inside a transform of
         # `torch.func`, or before a load or a copy.
@@ -247,7 +253,7 @@ class Scalarizer(nn.Module, ABC):
         check_tensors(mask, losses=losses)
         state = next((tensor for _, tensor in self._state()), None)
         if state is not None:
-            check_shape("losses", losses, state.shape, "the state")
+            check_shape("losses", losses, state.shape, "state")
             losses = losses.to(state.dtype)
         if mask is None:  # another rank may lack a task, or be at the end of its epoch
             mask = torch.ones_like(losses, dtype=torch.bool)
@@ -285,6 +291,28 @@ class Scalarizer(nn.Module, ABC):
         for buffer, value in zip(state, new, strict=True):
             if value is not buffer:
                 buffer.copy_(value)
+
+    def register_hyperparameter(self, name: str, value: float | Tensor | None) -> None:
+        """Keep what the constructor was given as the attribute ``name``.
+
+        A tensor follows the module to another device. It is no buffer, for other tools fill with
+        values of their own what a checkpoint lacks.
+
+        Args:
+            name: what the attribute, and an error, calls it.
+            value: a number for all tasks, or a tensor with one for each. Or None.
+
+        Raises:
+            TypeError: ``value`` is neither a number nor a real tensor.
+            ValueError: it is not of the :attr:`shape`, or on the meta device.
+        """
+        if isinstance(value, Tensor):
+            check_has_values(name, value)
+            value = value.detach().clone()
+            self._tensors.append(name)
+        if value is not None:
+            check_scalar_or_shape(name, value, self.shape, "losses")
+        object.__setattr__(self, name, value)
 
     # What the tools of torch call.
 
@@ -383,6 +411,11 @@ class Scalarizer(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Scalarizer":
         """As ``nn.Module`` does for ``.to()``, ``.half()`` and the like, but keep the precision."""
+        for name in self._tensors:
+            tensor = getattr(self, name)
+            device = fn(tensor.new_empty(0)).device
+            if device.type != "meta":  # where the values would be lost
+                object.__setattr__(self, name, tensor.to(device))
 
         def at_least_single(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
