@@ -148,6 +148,16 @@ def _sum_over_ranks(tensor: Tensor, group: "dist.ProcessGroup") -> Tensor:
     return summed
 
 
+def of_first_rank(tensor: Tensor, group: "dist.ProcessGroup") -> Tensor:
+    """What the first rank of the group has, for the others. ``torch.compile`` can trace it."""
+    from torch.distributed import _functional_collectives as collectives
+
+    sent: Tensor = collectives.wait_tensor(  # type: ignore[no-untyped-call]
+        collectives.broadcast(tensor, 0, _initialised(group))
+    )
+    return sent
+
+
 def _initialised(group: "dist.ProcessGroup | None") -> "dist.ProcessGroup":
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError(

@@ -78,6 +78,13 @@ def check_scalar(name: str, value: float | Tensor, *, positive: bool = False) ->
         raise ValueError(f"`{name}` should be {expected}. Found `{name} = {value}`.")
 
 
+def check_share(name: str, value: float | Tensor) -> None:
+    """Check a hyperparameter: a 0-d tensor, or a number from 0 to 1."""
+    check_scalar(name, value)
+    if not isinstance(value, Tensor) and value > 1:
+        raise ValueError(f"`{name}` should be at most 1. Found `{name} = {value}`.")
+
+
 def check_hyperparameter(name: str, value: float | Tensor, *, positive: bool = False) -> None:
     """`check_scalar` for the constructor of a module, which may read the value."""
     check_scalar(name, value, positive=positive)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..distributed import all_reduce_losses, share_state
+from ..distributed import all_reduce_losses, of_first_rank, share_state
 from ..functional.checks import (
     check_has_values,
     check_scalar_or_shape,
@@ -143,7 +143,7 @@ class Scalarizer(nn.Module, ABC):
     def reset(self) -> None:
         """Make a new scalarizer of this one, from whatever is in its memory.
 
-        A subclass extends this: it fills its parameters and buffers.
+        A subclass with state extends this: it fills its parameters and buffers.
         """
         self._last_call = self._rank_mask = self._call_dtype = None
 
@@ -220,6 +220,8 @@ class Scalarizer(nn.Module, ABC):
         losses, mask = self.by_position(losses, mask)
         if not torch.compiler.is_compiling() and not _in_backward():
             self._deferred = self.training and not torch.is_grad_enabled()
+        if self.shape is not None and losses.shape != self.shape:
+            check_shape("losses", losses, self.shape, "scalarizer")
         self._check_precision()
         self._warn_of_waste(losses)
         if not self._in_training:
@@ -258,6 +260,19 @@ class Scalarizer(nn.Module, ABC):
         if mask is None:  # another rank may lack a task, or be at the end of its epoch
             mask = torch.ones_like(losses, dtype=torch.bool)
         return all_reduce_losses(losses, self.process_group, mask=mask)
+
+    def of_first_rank(self, drawn: Tensor) -> Tensor:
+        """Random numbers that all ranks should share: in a process group, those of its first rank.
+
+        Every rank must call it, in a training call. Without a process group it returns ``drawn``.
+
+        Args:
+            drawn: as many numbers on every rank.
+
+        Returns:
+            A tensor like ``drawn``.
+        """
+        return drawn if self.process_group is None else of_first_rank(drawn, self.process_group)
 
     def report(self, function: Callable[..., Tensor], *arguments: Any, mask: Tensor | None) -> None:
         """Keep what :attr:`weights` needs: ``function(*arguments, mask=mask)``, run when read.
@@ -308,13 +323,17 @@ class Scalarizer(nn.Module, ABC):
         """
         if isinstance(value, Tensor):
             check_has_values(name, value)
-            value = value.detach().clone()
+            value = value.detach().to(at_least_float32(value.dtype), copy=True)
             self._tensors.append(name)
         if value is not None:
             check_scalar_or_shape(name, value, self.shape, "losses")
         object.__setattr__(self, name, value)
 
     # What the tools of torch call.
+
+    def extra_repr(self) -> str:
+        """The shape, or the names, if there is one."""
+        return "" if self.shape is None else f"shape={self.names or self.shape}"
 
     @property
     def process_group(self) -> "dist.ProcessGroup | None":
