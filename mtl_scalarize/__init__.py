@@ -1,4 +1,4 @@
-"""Multi-task losses into one scalar: UW, IMTL-L, DWA and FAMO, as functions and as modules."""
+"""Multi-task losses into one scalar, by their values alone: as functions and as modules."""
 
 from importlib.metadata import version
 
@@ -7,6 +7,8 @@ from .distributed import all_reduce_losses
 from .functional import (
     DWAState,
     FAMOState,
+    ReLoBRaLoState,
+    constant_combine,
     dwa_accumulate,
     dwa_combine,
     dwa_init,
@@ -17,13 +19,39 @@ from .functional import (
     famo_init,
     famo_update,
     famo_weights,
+    geometric_mean,
+    geometric_mean_weights,
     imtll_loss,
     imtll_weights,
+    log_sum,
+    log_sum_weights,
+    mean_weights,
+    random_weights,
+    relobralo_init,
+    relobralo_update,
+    relobralo_weights,
+    stch,
+    stch_weights,
+    sum_weights,
     uw_loss,
     uw_weights,
 )
 from .history import History
-from .modules import DWA, FAMO, IMTLL, UW, Scalarizer
+from .modules import (
+    DWA,
+    FAMO,
+    IMTLL,
+    STCH,
+    UW,
+    Constant,
+    GeometricMean,
+    LogSum,
+    Mean,
+    Random,
+    ReLoBRaLo,
+    Scalarizer,
+    Sum,
+)
 
 __version__ = version("mtl-scalarize")
 
@@ -31,13 +59,23 @@ __all__ = [
     "DWA",
     "FAMO",
     "IMTLL",
+    "STCH",
     "UW",
+    "Constant",
     "DWAState",
     "FAMOState",
+    "GeometricMean",
     "History",
+    "LogSum",
+    "Mean",
+    "Random",
+    "ReLoBRaLo",
+    "ReLoBRaLoState",
     "Scalarizer",
+    "Sum",
     "all_reduce_losses",
     "check_optimizer",
+    "constant_combine",
     "dwa_accumulate",
     "dwa_combine",
     "dwa_init",
@@ -48,8 +86,20 @@ __all__ = [
     "famo_init",
     "famo_update",
     "famo_weights",
+    "geometric_mean",
+    "geometric_mean_weights",
     "imtll_loss",
     "imtll_weights",
+    "log_sum",
+    "log_sum_weights",
+    "mean_weights",
+    "random_weights",
+    "relobralo_init",
+    "relobralo_update",
+    "relobralo_weights",
+    "stch",
+    "stch_weights",
+    "sum_weights",
     "uw_loss",
     "uw_weights",
 ]

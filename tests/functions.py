@@ -11,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from mtl_scalarize import DWAState, FAMOState, functional
+from mtl_scalarize import DWAState, FAMOState, ReLoBRaLoState, functional
 
 TASKS = 4
 #: This task is absent from every masked example, and its loss is nan: it should not be read.
@@ -30,16 +30,23 @@ ROLES = {
     "before": "losses",
     "after": "losses",
     "delta": "losses",
+    "earlier": "losses",
+    "noise": "losses",
     "log_var": "state",
     "log_scale": "state",
     "logits": "state",
     "state": "state",
     "last": "state",
     "previous": "state",
+    "weights": "state",
     "temperature": "temperature",
+    "mu": "temperature",
+    "alpha": "temperature",
+    "lookback": "lookback",
     "lr": "lr",
     "weight_decay": "weight_decay",
     "min_losses": "min_losses",
+    "reference": "min_losses",
     "eps": "eps",
     "mask": "mask",
     "shape": "shape",
@@ -59,23 +66,24 @@ class Draw:
     def argument(self, name: str, kind: type, masked: bool) -> Any:
         """The argument `name`, annotated `kind`."""
         match name:
-            case "state" if kind is DWAState:
-                return self.dwa_state()
             case "state":
-                return self.famo_state()
-            case "losses" | "before" | "after" | "delta":
-                losses = self.number(self.tasks) if name == "delta" else self.positive(self.tasks)
+                return self.state(kind)
+            case "losses" | "before" | "after" | "delta" | "noise" | "earlier":
+                signed = name in ("delta", "noise")
+                losses = self.number(self.tasks) if signed else self.positive(self.tasks)
                 absent = torch.arange(self.tasks, device=self.device) == ABSENT
                 return torch.where(absent, torch.nan, losses) if masked else losses
             case "log_var" | "log_scale" | "logits":
                 return self.number(self.tasks)
-            case "last" | "previous":
+            case "last" | "previous" | "weights":
                 return self.positive(self.tasks)
-            case "temperature":
+            case "temperature" | "mu":
                 return self.positive()
+            case "alpha" | "lookback":  # up to 1
+                return 0.4 * self.positive()
             case "lr" | "weight_decay" | "eps":
                 return 0.1 * self.positive()
-            case "min_losses":  # below any loss
+            case "min_losses" | "reference":  # below any loss
                 return 0.1 * self.positive(self.tasks)
             case "mask":  # the first task is present
                 tasks = torch.arange(self.tasks, device=self.device)
@@ -99,23 +107,20 @@ class Draw:
         drawn = torch.randint(low, high, (self.tasks,), generator=self.generator)
         return drawn.to(self.device)
 
-    def dwa_state(self) -> DWAState:
-        count = self.integer(0, 3)
-        return DWAState(
-            mean=(count > 0) * self.positive(self.tasks),
-            count=count,
-            last=self.positive(self.tasks),
-            previous=self.positive(self.tasks),
-            weights=self.positive(self.tasks),
-        )
-
-    def famo_state(self) -> FAMOState:
-        return FAMOState(
-            logits=self.number(self.tasks),
-            exp_avg=0.1 * self.number(self.tasks),
-            exp_avg_sq=0.1 * self.positive(self.tasks),
-            updates=self.integer(1, 5),
-        )
+    def state(self, kind: type) -> Any:
+        """A state: of `kind`, in the middle of a training."""
+        if kind is DWAState:
+            count = self.integer(0, 3)
+            means = [self.positive(self.tasks) for _ in range(4)]
+            return DWAState((count > 0) * means[0], count, *means[1:])
+        if kind is FAMOState:
+            return FAMOState(
+                logits=self.number(self.tasks),
+                exp_avg=0.1 * self.number(self.tasks),
+                exp_avg_sq=0.1 * self.positive(self.tasks),
+                updates=self.integer(1, 5),
+            )
+        return ReLoBRaLoState(*(self.positive(self.tasks) for _ in range(3)))
 
 
 @dataclass(frozen=True)

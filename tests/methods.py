@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torchjd.scalarization as peer
@@ -12,8 +13,17 @@ from mtl_scalarize import (
     DWA,
     FAMO,
     IMTLL,
+    STCH,
     UW,
+    Constant,
+    GeometricMean,
+    LogSum,
+    Mean,
+    Random,
+    ReLoBRaLo,
     Scalarizer,
+    Sum,
+    constant_combine,
     dwa_accumulate,
     dwa_combine,
     dwa_init,
@@ -23,11 +33,23 @@ from mtl_scalarize import (
     famo_init,
     famo_update,
     famo_weights,
+    geometric_mean,
+    geometric_mean_weights,
     imtll_loss,
     imtll_weights,
+    log_sum,
+    log_sum_weights,
+    mean_weights,
+    random_weights,
+    relobralo_init,
+    relobralo_update,
+    stch,
+    stch_weights,
+    sum_weights,
     uw_loss,
     uw_weights,
 )
+from mtl_scalarize.functional import fill_absent
 
 Shape = int | Sequence[int] | Sequence[str]
 Batch = tuple[Tensor, Tensor | None]
@@ -60,13 +82,20 @@ class Method:
     updates: bool = False
     #: Whether the first losses set the shape.
     lazy: bool = False
+    #: Whether a call in training first learns from its own losses.
+    learns_first: bool = False
+    #: Whether a call in training draws a number for each task.
+    draws: bool = False
+    #: Whether it takes no notice of a loss of minus infinity, being a maximum.
+    is_maximum: bool = False
 
     def __str__(self) -> str:
         return self.name
 
 
 def learn(scalarizer: Scalarizer, index: int, batch: Batch) -> tuple[Tensor, Tensor]:
-    """One step of a user's loop, which is the same for every method."""
+    """One step of a user's loop, which is the same for every method, draws included."""
+    torch.manual_seed(index)
     losses, mask = batch
     scalar = scalarizer(losses, mask)
     weights = scalarizer.weights
@@ -80,6 +109,12 @@ def learn(scalarizer: Scalarizer, index: int, batch: Batch) -> tuple[Tensor, Ten
     if index % EPOCH == EPOCH - 1:
         scalarizer.step()
     return scalar.detach(), weights
+
+
+def seeded(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A call that draws the same numbers every time."""
+    torch.manual_seed(0)
+    return function(*arguments)
 
 
 def after(losses: Tensor) -> Tensor:
@@ -121,6 +156,52 @@ def _famo(batches: Sequence[Batch], *, amortized: bool) -> list[tuple[Tensor, Te
         out.append((scalar, famo_weights(losses, state.logits, mask=mask)))
         if not amortized:
             state = famo_update(state, famo_delta(losses, after(losses)), mask=mask)
+    return out
+
+
+def _values(
+    scalar: Callable[..., Tensor], weights: Callable[..., Tensor], batches: Sequence[Batch]
+) -> list[tuple[Tensor, Tensor]]:
+    """A method without state."""
+    return [(scalar(row, mask=mask), weights(row, mask=mask)) for row, mask in batches]
+
+
+def _weighted(
+    weights: Callable[..., Tensor], batches: Sequence[Batch]
+) -> list[tuple[Tensor, Tensor]]:
+    """A method without state that is a weighted sum."""
+    out = []
+    for index, (losses, mask) in enumerate(batches):
+        torch.manual_seed(index)
+        of_tasks = weights(losses, mask=mask)
+        out.append((constant_combine(losses, of_tasks, mask=mask), of_tasks))
+    return out
+
+
+def preference(shape: Shape) -> Tensor:
+    """What a user prefers: another number for each task."""
+    sizes = torch.Size(shape) if isinstance(shape, Sequence) else torch.Size([shape])
+    return torch.linspace(0.5, 2.0, sizes.numel(), device="cpu").reshape(sizes)
+
+
+def _constant(shape: Shape, **options: Any) -> Constant:
+    if isinstance(shape, Sequence) and any(isinstance(name, str) for name in shape):
+        weights = dict(zip(shape, preference(len(shape)).tolist(), strict=True))
+        return Constant(weights, **options)
+    return Constant(preference(shape), **options)
+
+
+_RELOBRALO = {"temperature": 0.5, "alpha": 0.5}
+
+
+def _relobralo(batches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
+    state, out = relobralo_init(batches[0][0].shape, dtype=batches[0][0].dtype), []
+    for index, (losses, mask) in enumerate(batches):
+        torch.manual_seed(index)
+        lookback = torch.rand(()) >= 0.5
+        state = relobralo_update(state, losses, lookback, mask=mask, **_RELOBRALO)
+        weights = state.weights if mask is None else torch.where(mask, state.weights, 0.0)
+        out.append((constant_combine(losses, state.weights, mask=mask), weights))
     return out
 
 
@@ -178,6 +259,69 @@ METHODS = [
         partial(_famo, amortized=True),
         None,
         keys=_FAMO_KEYS,
+        learns_first=True,
+    ),
+    Method(
+        "ReLoBRaLo",
+        partial(ReLoBRaLo, rho=0.5, **_RELOBRALO),
+        "ReLoBRaLo(shape=(3,), temperature=0.5, alpha=0.5, rho=0.5)",
+        _relobralo,
+        None,
+        keys=("first", "last", "running_weights"),
+        learns_first=True,
+    ),
+    Method(
+        "Sum", Sum, "Sum(shape=(3,))", partial(_weighted, sum_weights), lambda tasks: peer.Sum()
+    ),
+    Method(
+        "Mean",
+        Mean,
+        "Mean(shape=(3,))",
+        partial(_weighted, mean_weights),
+        lambda tasks: peer.Mean(),
+    ),
+    Method(
+        "Constant",
+        _constant,
+        "Constant(weights=tensor([0.5000, 1.2500, 2.0000]))",
+        partial(
+            _weighted,
+            lambda losses, mask: fill_absent(preference(losses.shape).to(losses), 0.0, mask=mask),
+        ),
+        lambda tasks: peer.Constant(preference(tasks)),
+    ),
+    Method(
+        "Random",
+        Random,
+        "Random(shape=(3,))",
+        partial(
+            _weighted, lambda losses, mask: random_weights(torch.randn_like(losses), mask=mask)
+        ),
+        lambda tasks: peer.Random(),
+        learns_first=True,
+        draws=True,
+    ),
+    Method(
+        "LogSum",
+        lambda shape, **options: LogSum(shape=shape, **options),
+        "LogSum(shape=(3,))",
+        partial(_values, log_sum, log_sum_weights),
+        None,
+    ),
+    Method(
+        "GeometricMean",
+        GeometricMean,
+        "GeometricMean(shape=(3,))",
+        partial(_values, geometric_mean, geometric_mean_weights),
+        lambda tasks: peer.GeometricMean(),
+    ),
+    Method(
+        "STCH",
+        lambda shape, **options: STCH(0.5, shape=shape, **options),
+        "STCH(mu=0.5, weights=None, reference=None, shape=(3,))",
+        partial(_values, partial(stch, mu=0.5), partial(stch_weights, mu=0.5)),
+        lambda tasks, **options: peer.STCH(0.5, **options),
+        is_maximum=True,
     ),
 ]
 

@@ -1,6 +1,6 @@
 """The modules as programs of pure functions: what each remembers from one verb to the next."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -117,6 +117,32 @@ class LazyDWAModel(DWAModel):
         if self.state["mean"].shape == (0,):
             return mtl.dwa_init(losses.shape, dtype=losses.dtype)
         return super().before(losses)
+
+
+class ReLoBRaLoModel(Model):
+    """Each call draws from the generator as the module does."""
+
+    options: ClassVar[dict[str, float]] = {"temperature": 0.5, "alpha": 0.9}
+    rho = 0.5
+
+    def new(self) -> mtl.ReLoBRaLo:
+        return mtl.ReLoBRaLo(self.shape, rho=self.rho, **self.options)
+
+    def start(self) -> State:
+        return self.named(mtl.relobralo_init(self.shape, dtype=self.dtype))
+
+    def named(self, state: mtl.ReLoBRaLoState) -> State:
+        return dict(zip(("running_weights", "first", "last"), state, strict=True))
+
+    def combine(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        weights = self.state["running_weights"]
+        shown = weights if mask is None else torch.where(mask, weights, 0.0)
+        return mtl.constant_combine(losses, weights, mask=mask), shown
+
+    def learn(self, losses: Tensor, mask: Tensor | None) -> None:
+        old, lookback = mtl.ReLoBRaLoState(*self.state.values()), torch.rand(()) >= self.rho
+        new = mtl.relobralo_update(old, losses.detach(), lookback, mask=mask, **self.options)
+        self.state = self.named(new)
 
 
 class FAMOModel(Model):

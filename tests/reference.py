@@ -1,6 +1,6 @@
-"""The four methods as in the papers, in exact arithmetic: an oracle that shares no code with torch.
+"""The methods as in the papers, in exact arithmetic: an oracle that shares no code with torch.
 
-(Kendall 2018, Liu 2021, Liu 2019, Liu 2023.) Every vector is a NumPy array of mpmath's numbers, one
+(The docstrings of the functions name them.) Every vector is a NumPy array of mpmath's numbers, one
 a task that is present: an absent task is not there, and an empty vector has sum 0.
 """
 
@@ -49,6 +49,32 @@ def softmax(logits: Vector) -> Vector:
 
 def dwa_weights(rates: Vector, temperature: float) -> Vector:
     return len(rates) * softmax(rates / temperature)
+
+
+def log_sum(losses: Vector) -> Combined:
+    return Combined(log(losses + EPS), 1 / (losses + EPS))
+
+
+def geometric_mean(losses: Vector) -> Combined:
+    mean = exp(log(losses).sum() / (len(losses) or 1)) if len(losses) else mpmath.mpf(0)
+    return Combined(np.array([mean]), mean / (len(losses) or 1) / losses)
+
+
+def stch(losses: Vector, mu: float, preference: Vector, reference: Vector) -> Combined:
+    exponents = preference * (losses - reference) / mu
+    terms = [mu * log(exp(exponents).sum())] if len(losses) else []
+    return Combined(np.array(terms, dtype=object), preference * softmax(exponents))
+
+
+def relobralo(
+    losses: Vector, state: list[Vector], rho: int, alpha: float, temperature: float
+) -> Vector:
+    """The state is the weights, the first losses and the last."""
+    weights, since_first, since_last = (
+        state[0],
+        *(dwa_weights(losses / earlier, temperature) for earlier in state[1:]),
+    )
+    return alpha * (rho * weights + (1 - rho) * since_first) + (1 - alpha) * since_last
 
 
 def famo(distances: Vector, logits: Vector) -> Combined:

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 import torchjd.scalarization as peer
-from methods import METHODS, STATEFUL, Method, learn
+from methods import METHODS, STATEFUL, Method, learn, seeded
 from torch import nn
 
 from mtl_scalarize import DWA, FAMO, IMTLL, UW
@@ -47,7 +47,7 @@ def test_a_load_forgets_the_last_call(method: Method) -> None:
     assert not hasattr(scalarizer, "weights")
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", STATEFUL, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_assigned_state_keeps_its_dtype(method: Method, dtype: torch.dtype) -> None:
     source = method.make((3,)).to(dtype)
@@ -55,7 +55,8 @@ def test_assigned_state_keeps_its_dtype(method: Method, dtype: torch.dtype) -> N
     scalarizer = method.make((3,))
     scalarizer.load_state_dict(copy.deepcopy(source.state_dict()), assign=True)
     losses = torch.tensor([1.0, 2.0, 3.0], dtype=dtype)
-    torch.testing.assert_close(scalarizer(losses), source(losses), rtol=0, atol=0)
+    found, expected = (seeded(each, losses) for each in (scalarizer, source))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert scalarizer.weights.dtype == dtype
 
 

@@ -217,6 +217,7 @@ class Trainer:
         if self.rank is not None:
             batch = tuple(tensor.split(self.run.split)[self.rank] for tensor in batch)
         self.optimizer.zero_grad()
+        torch.manual_seed(index + 1000 * (self.rank or 0))  # the first rank draws what one would
         scalar = self.call(*batch)
         scalar.backward()
         if scalar.isfinite():
@@ -294,6 +295,8 @@ def test_a_broken_loss_on_one_rank_is_passed_over_by_all(
     assert_equal_to_one_process(ranks.run(train, run, ranks=3), expected)
     assert not expected.pop("scalars").isfinite().all()
     expected.pop("scalarizer.previous_losses", None)  # nan where there are none
+    if not METHODS[method].keys:  # the weights are functions of the broken losses
+        del expected["weights"]
     assert all(tensor.isfinite().all() for tensor in expected.values())
 
 
@@ -396,6 +399,11 @@ def test_one_rank_may_validate_alone(method: str, ranks: Ranks) -> None:
     ranks.run(validate_on_the_first_rank, method, ranks=2)
 
 
+def drifts(method: methods.Method) -> bool:
+    """Whether its calls write state."""
+    return bool(method.keys) and not method.parameters
+
+
 def train_without_a_group(method: str) -> tuple[list[str], Tensor]:
     """The files that are warned of, and the weights of equal losses in the end."""
     scalarizer = METHODS[method].make(TASKS)
@@ -413,8 +421,9 @@ def train_without_a_group(method: str) -> tuple[list[str], Tensor]:
 @each_method
 def test_ranks_without_a_group_drift_apart_and_are_warned_once(method: str, ranks: Ranks) -> None:
     (files, weights), (others, other_weights) = ranks.run(train_without_a_group, method, ranks=2)
-    assert files == others == [learn.__code__.co_filename]
-    assert (weights - other_weights).abs().max() > 1e-3
+    fixed = METHODS[method].make(TASKS).fixed_weights
+    assert files == others == ([] if fixed else [learn.__code__.co_filename])
+    assert not drifts(METHODS[method]) or (weights - other_weights).abs().max() > 1e-3
 
 
 def call_compiled_without_a_group(method: str) -> list[str]:

@@ -14,10 +14,15 @@ from mtl_scalarize import (
     DWA,
     FAMO,
     IMTLL,
+    STCH,
     UW,
+    Constant,
     History,
+    LogSum,
+    ReLoBRaLo,
     all_reduce_losses,
     check_optimizer,
+    constant_combine,
     dwa_init,
     dwa_step,
     dwa_weights,
@@ -26,6 +31,8 @@ from mtl_scalarize import (
     famo_init,
     famo_update,
     imtll_loss,
+    relobralo_init,
+    relobralo_update,
     uw_loss,
 )
 
@@ -182,6 +189,53 @@ CASES: list[Case] = [
         TypeError,
         "`min_losses` should be a number or a tensor. Found a str.",
     ),
+    (lambda: STCH(0), ValueError, "`mu` should be strictly positive. Found `mu = 0`."),
+    (
+        lambda: STCH(1.0, L)(torch.ones(2)),
+        ValueError,
+        of_shape("weights", "(2,)", "losses", "weights.shape = (3,)"),
+    ),
+    (
+        lambda: STCH(1.0, L, shape=2),
+        ValueError,
+        of_shape("preference", "(2,)", "the scalarizer", "preference.shape = (3,)"),
+    ),
+    (
+        lambda: LogSum(L)(torch.ones(2)),
+        ValueError,
+        of_shape("min_losses", "(2,)", "losses", "min_losses.shape = (3,)"),
+    ),
+    (
+        lambda: LogSum([0.0]),
+        TypeError,
+        "`min_losses` should be a number or a tensor. Found a list.",
+    ),
+    (
+        lambda: Constant([1.0, 2.0]),
+        TypeError,
+        "`weights` should be a floating-point tensor. Found a list.",
+    ),
+    (
+        lambda: Constant({"a": 1.0})(L),
+        ValueError,
+        of_shape("losses", "(1,)", "the scalarizer", "losses.shape = (3,)"),
+    ),
+    (
+        lambda: constant_combine(L, torch.ones(2)),
+        ValueError,
+        of_shape("losses", "(2,)", "weights", "losses.shape = (3,)"),
+    ),
+    (lambda: ReLoBRaLo(3, rho=2), ValueError, "`rho` should be at most 1. Found `rho = 2`."),
+    (
+        lambda: ReLoBRaLo(3, alpha=-1),
+        ValueError,
+        "`alpha` should be non-negative. Found `alpha = -1`.",
+    ),
+    (
+        lambda: relobralo_update(relobralo_init(3), L, 1.5),
+        ValueError,
+        "`lookback` should be at most 1. Found `lookback = 1.5`.",
+    ),
     (
         lambda: FAMO(3).update(L),
         ValueError,
@@ -319,7 +373,8 @@ def assert_refused(
 def test_a_function_refuses_wrong_tensors(row: Row) -> None:
     inputs = row.inputs()
     tensors = [n for n, value in inputs.items() if isinstance(value, Tensor) and value.ndim]
-    for name in set(tensors) - {"mask", "min_losses"}:
+    bounds = {"min_losses", "reference"} & set(tensors)  # which may be a number
+    for name in set(tensors) - {"mask"} - bounds:
         alone = len(tensors) == 1 and "state" not in inputs  # any shape will do
         for value, error, expected in WRONG_TENSORS:
             if error is ValueError and alone:
@@ -334,23 +389,22 @@ def test_a_function_refuses_wrong_tensors(row: Row) -> None:
                 assert f"`{name}`" in message
     if "mask" in inputs:
         assert_refused(lambda mask: row.function(**inputs | {"mask": mask}), "mask", WRONG_MASKS)
-    if "min_losses" in inputs:
-        with pytest.raises(ValueError, match=r"`min_losses.shape = \(1,\)`"):
-            row.function(**inputs | {"min_losses": torch.zeros(1)})
+    for name in bounds:
+        with pytest.raises(ValueError, match=rf"`{name}.shape = \(1,\)`"):
+            row.function(**inputs | {name: torch.zeros(1)})
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_a_module_refuses_wrong_tensors_and_stays_as_it_is(method: Method) -> None:
     scalarizer = method.make((TASKS,))
     scalarizer(torch.ones(TASKS))  # which sets the shape of those that were made without
-    wrong = [case for case in WRONG_TENSORS if method.keys or case[1] is TypeError]
     for _ in range(2):
         state = {name: value.clone() for name, value in scalarizer.state_dict().items()}
         weights = scalarizer.weights
-        assert_refused(scalarizer, "losses", wrong)
+        assert_refused(scalarizer, "losses", WRONG_TENSORS)
         assert_refused(lambda mask: scalarizer(torch.ones(TASKS), mask), "mask", WRONG_MASKS)
         if method.updates:
-            assert_refused(scalarizer.update, "losses", wrong)
+            assert_refused(scalarizer.update, "losses", WRONG_TENSORS)
         found = dict(scalarizer.state_dict())
         torch.testing.assert_close(found, state, rtol=0, atol=0, equal_nan=True)
         assert torch.equal(scalarizer.weights, weights)

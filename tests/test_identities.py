@@ -1,12 +1,14 @@
-"""The identities of the four methods, in float64, at losses of every size from 1e-280 to 1e280."""
+"""The identities of the methods, in float64, at losses of every size from 1e-280 to 1e280."""
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from methods import METHODS, Method
+from methods import METHODS, Method, seeded
 from strategies import (
     TOLERANCE,
     alike,
@@ -134,10 +136,62 @@ def test_famo_does_not_see_the_units_of_the_losses(
     assert_close(delta, mtl.famo_delta(before, after), atol=ROUNDING)
 
 
+# The methods without state, and ReLoBRaLo
+
+
+@given(case=alike(F64, large_losses))
+def test_the_methods_of_logarithms_are_one(case: tuple[Tensor]) -> None:
+    """LogSum, the geometric mean, UW at its optimum and FAMO with equal logits: one direction."""
+    (values,) = case
+    logs = mtl.log_sum(values)
+    assert_close(logs, values.numel() * mtl.geometric_mean(values).log())
+    assert_close(mtl.uw_loss(values, values.log()), (values.numel() + logs) / 2)
+    weights = mtl.log_sum_weights(values)
+    mean = mtl.geometric_mean(values)
+    assert_close(mtl.geometric_mean_weights(values), mean / values.numel() * weights, rtol=1e-11)
+    equal = mtl.famo_weights(values, torch.zeros_like(values))
+    assert_close(equal, weights / weights.sum())
+
+
+@given(case=alike(F64, filled_with(st.floats(-5.0, 5.0)), masks), mu=st.floats(0.01, 1.0))
+def test_stch_is_a_maximum_from_above(case: tuple[Tensor, Tensor | None], mu: float) -> None:
+    values, mask = case
+    present = values.flatten() if mask is None else values[mask]
+    assume(len(present))
+    largest = (present / len(present)).max().item()
+    found = mtl.stch(values, mu, mask=mask).item()
+    assert largest - 1e-12 <= found <= largest + mu * math.log(len(present)) + 1e-12
+
+
+@given(case=alike(F64, losses, masks))
+def test_no_noise_is_the_mean(case: tuple[Tensor, Tensor | None]) -> None:
+    values, mask = case
+    mean = mtl.mean_weights(values, mask=mask)
+    assert_close(mtl.random_weights(torch.zeros_like(values), mask=mask), mean)
+
+
+usual = filled_with(st.floats(0.1, 10.0))
+
+
+@given(case=alike(F64, usual, usual, usual, usual), temperature=temperatures)
+def test_relobralo_without_memory_is_softadapt(
+    case: tuple[Tensor, ...], temperature: float
+) -> None:
+    """Of ratios of the losses, as if the first batch were not; its weights sum to K."""
+    *fields, values = case
+    state = mtl.ReLoBRaLoState(*fields)
+    ratios = (values / state.last / temperature).flatten().numpy()
+    exps = np.exp(ratios - ratios.max())
+    for lookback in (0, 1):
+        new = mtl.relobralo_update(state, values, lookback, alpha=0.0, temperature=temperature)
+        found = new.weights.flatten()
+        assert_close(found, torch.from_numpy(len(exps) * exps / exps.sum()), atol=1e-300)
+
+
 # All methods
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", [m for m in METHODS if not m.draws], ids=str)
 @given(seed=st.integers(0, 2**32 - 1), order=st.permutations(range(4)))
 def test_every_method_is_equivariant_to_a_permutation_of_the_tasks(
     method: Method, seed: int, order: list[int]
@@ -148,6 +202,8 @@ def test_every_method_is_equivariant_to_a_permutation_of_the_tasks(
     FAMO's gradient is a rounding error, of which Adam makes a step of full length.
     """
     scalarizers = method.make(4).double(), method.make(4).double()
+    for preference in scalarizers[1].buffers():  # new state is the same for all tasks
+        preference.copy_(preference[order])
     generator = torch.Generator().manual_seed(seed)
     for _ in range(3):
         mask = torch.rand(4, generator=generator) < 0.8
@@ -155,7 +211,7 @@ def test_every_method_is_equivariant_to_a_permutation_of_the_tasks(
         found = []
         for scalarizer, tasks in zip(scalarizers, (range(4), order), strict=True):
             tasks = torch.tensor(tasks)
-            scalar = scalarizer(before[tasks], mask[tasks])
+            scalar = seeded(scalarizer, before[tasks], mask[tasks])
             found.append((scalar.detach(), scalarizer.weights))
             for parameter in scalarizer.parameters():
                 parameter.data -= 0.1 * torch.autograd.grad(scalar, parameter)[0].tanh()

@@ -24,6 +24,7 @@ from models import (
     IMTLLModel,
     LazyDWAModel,
     Model,
+    ReLoBRaLoModel,
     Shape,
     UWModel,
 )
@@ -73,7 +74,7 @@ class Machine(RuleBasedStateMachine):
     @rule(batch=batches, context=contexts)
     def call(self, batch: Batch, context: Context) -> None:
         losses, mask = self.in_shape(*batch)
-        with context():
+        with context(), torch.random.fork_rng(devices=[]):
             scalar = self.module(losses, mask)
         with torch.no_grad():
             if self.module.training and context is nullcontext:
@@ -178,3 +179,4 @@ TestDWA = orders_of(DWAMachine, DWAModel)
 TestLazyDWA = orders_of(DWAMachine, LazyDWAModel)
 TestFAMO = orders_of(Machine, FAMOModel)
 TestAmortizedFAMO = orders_of(Machine, AmortizedFAMOModel)
+TestReLoBRaLo = orders_of(Machine, ReLoBRaLoModel)

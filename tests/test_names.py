@@ -4,11 +4,12 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from methods import NAMED, Method, learn
+from methods import NAMED, Method, learn, seeded
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from mtl_scalarize import DWA, FAMO, IMTLL, UW, History
+import mtl_scalarize
+from mtl_scalarize import UW, History
 
 NAMES = ["segmentation", "depth", "normals"]
 
@@ -34,7 +35,8 @@ def test_losses_by_name_are_those_in_the_tensor(method: Method, masked: bool) ->
     named, positional = method.make(NAMES), method.make((3,))
     for index, (losses, mask) in enumerate(batches(masked)):
         leaves = [losses.clone().requires_grad_() for _ in range(2)]
-        scalars = [named(by_name(leaves[0], mask)), positional(leaves[1], mask)]
+        arguments = ((named, by_name(leaves[0], mask), None), (positional, leaves[1], mask))
+        scalars = [seeded(*call) for call in arguments]
         gradients = []
         for scalar, leaf in zip(scalars, leaves, strict=True):
             (gradient,) = torch.autograd.grad(scalar, leaf, allow_unused=True)
@@ -92,8 +94,8 @@ def test_one_graph_for_the_same_names(method: Method) -> None:
 @every_named_method
 def test_names_show(method: Method) -> None:
     shown = repr(method.make(("a", "b")))
-    assert "shape=('a', 'b')" in shown
-    assert shown == repr(eval(shown, {kind.__name__: kind for kind in (UW, IMTLL, DWA, FAMO)}))
+    assert "'a'" in shown
+    assert shown == repr(eval(shown, vars(mtl_scalarize)))
 
 
 def model(method: Method, shape: list[str] | int) -> nn.ModuleDict:

@@ -156,6 +156,104 @@ def test_dwa_over_epochs(dtype: torch.dtype, data: st.DataObject, temperature: f
     assert error(split(in_losses, mask), exact(state.weights, mask)) == 0
 
 
+@pytest.mark.parametrize(
+    ("scalar", "weights", "expected"),
+    [
+        pytest.param(mtl.log_sum, mtl.log_sum_weights, reference.log_sum, id="LogSum"),
+        pytest.param(
+            mtl.geometric_mean,
+            mtl.geometric_mean_weights,
+            reference.geometric_mean,
+            id="GeometricMean",
+        ),
+    ],
+)
+@every_dtype
+@given(data=st.data())
+def test_logarithms(
+    scalar: Callable[..., Tensor],
+    weights: Callable[..., Tensor],
+    expected: Callable[[Vector], Combined],
+    dtype: torch.dtype,
+    data: st.DataObject,
+) -> None:
+    """To the tolerance, and twice the rounding of the largest logarithm."""
+    values, mask = data.draw(alike(dtype, losses, masks))
+    variables = nan_where_absent(values, mask).requires_grad_()
+    found = scalar(variables, mask=mask)
+    (in_losses,) = torch.autograd.grad(found, variables)
+    present = exact(values, mask)
+    terms, of_tasks = expected(present)
+    largest = max(abs(reference.log(present)), default=0)
+    allowed = max(TOLERANCE[dtype], 2 * torch.finfo(dtype).eps * largest)
+    assert error(found.detach(), terms.sum(), (1 + abs(terms)).sum()) <= allowed
+    least = np.maximum(of_tasks, mpf(10) ** -DECADES[dtype])
+    for slope in (weights(variables, mask=mask), in_losses):
+        assert error(split(slope, mask), of_tasks, least) <= allowed
+
+
+usual = filled_with(st.floats(0.1, 10.0))
+
+
+@every_dtype
+@given(data=st.data(), mu=st.floats(0.05, 1.0))
+def test_stch(dtype: torch.dtype, data: st.DataObject, mu: float) -> None:
+    """To the tolerance, and four times the rounding of the largest exponent."""
+    values, preference, bound, mask = data.draw(alike(dtype, usual, usual, bounds, masks))
+    variables = nan_where_absent(values, mask).requires_grad_()
+    scalar = mtl.stch(variables, mu, preference, bound, mask=mask)
+    (in_losses,) = torch.autograd.grad(scalar, variables)
+    present, liked, ideal = (exact(each, mask) for each in (values, preference, bound))
+    terms, weights = reference.stch(present, mu, liked, ideal)
+    exponents = abs(liked) * (abs(present) + abs(ideal)) / mu
+    allowed = TOLERANCE[dtype] + 4 * torch.finfo(dtype).eps * max(exponents, default=0)
+    assert error(scalar.detach(), terms.sum(), mu + abs(terms).sum()) <= allowed
+    found = mtl.stch_weights(variables, mu, preference, bound, mask=mask)
+    for slope in (found, in_losses):
+        assert error(split(slope, mask), weights, np.maximum(weights, 1e-30)) <= allowed
+
+
+@every_dtype
+@given(
+    data=st.data(),
+    lookback=st.integers(0, 1),
+    alpha=st.floats(0.0, 1.0),
+    temperature=temperatures,
+)
+def test_relobralo(
+    dtype: torch.dtype, data: st.DataObject, lookback: int, alpha: float, temperature: float
+) -> None:
+    """To the tolerance, and four times the rounding of the largest exponent."""
+    broken = filled_with(st.floats(0.1, 10.0) | not_finite)
+    *fields, values, mask = data.draw(alike(dtype, usual, usual, usual, broken, masks))
+    state, options = mtl.ReLoBRaLoState(*fields), {"alpha": alpha, "temperature": temperature}
+    new = mtl.relobralo_update(state, values, lookback, mask=mask, **options)
+    learned = values.isfinite() if mask is None else values.isfinite() & mask
+    for before, after in zip(state, new, strict=True):
+        assert torch.equal(after[~learned], before[~learned])
+    assert torch.equal(new.first, state.first)
+    assert torch.equal(new.last[learned], values[learned])
+    present, *old = (exact(each, learned) for each in (values, *state))
+    expected = reference.relobralo(present, old, 1 - lookback, alpha, temperature)
+    allowed = TOLERANCE[dtype] + 4 * torch.finfo(dtype).eps * 100 / temperature
+    assert error(new.weights[learned], expected, np.maximum(expected, 1e-30)) <= allowed
+
+
+def test_relobralo_begins_with_nothing_to_compare_with() -> None:
+    """The second batch is compared with the first, looking back or not; a task may come later."""
+    first, second = torch.tensor([[2.0, 1.0, torch.nan], [1.0, 1.0, 4.0]], dtype=torch.float64)
+    state = mtl.relobralo_update(mtl.relobralo_init(3, dtype=torch.float64), first, 1, alpha=0.5)
+    assert state.weights.tolist() == [1.0, 1.0, 1.0]
+    assert [field.tolist() for field in state[1:]] == [[2.0, 1.0, 0.0]] * 2
+    for lookback in (0, 1):
+        new = mtl.relobralo_update(state, second, lookback, alpha=0.5, temperature=1.0)
+        assert new.first.tolist() == [2.0, 1.0, 4.0]
+        balance = torch.tensor([0.5, 1.0], dtype=torch.float64).softmax(0) * 2
+        expected = balance if lookback else (1 + balance) / 2
+        torch.testing.assert_close(new.weights[:2], expected)
+        assert new.weights[2] == 1
+
+
 @every_dtype
 @given(data=st.data())
 def test_famo(dtype: torch.dtype, data: st.DataObject) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from methods import METHODS
+from methods import METHODS, Method, preference
 from torch import Tensor, nn
 from torchjd import scalarization as peer
 
@@ -29,6 +29,7 @@ def cases() -> Iterator[Any]:
     """Theirs and ours: every method that torchjd has, and its hyperparameters."""
     variants: dict[type[nn.Module], list[dict[str, Any]]] = {
         peer.DWA: [{"temperature": 0.3}],
+        peer.STCH: [{"weights": preference(TASKS), "reference": BOUNDS}],
         peer.FAMO: [{"min_losses": BOUNDS}, {"lr": 0.1, "weight_decay": 1e-2}],
     }
     for method in METHODS:
@@ -73,6 +74,7 @@ def train(
 
     Without a network the losses after a step are those of the next batch.
     """
+    torch.manual_seed(0)
     scalarizer = scalarizer.double()
     trained = [] if network is None else list(network.parameters())
     # By name, since torchjd's FAMO lists its logits among its parameters.
@@ -168,6 +170,19 @@ def test_any_sequence_of_losses_gives_the_trajectory_of_torchjd(
         )
 
     assert_same(trajectory(ours()), trajectory(theirs()))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3)], ids=str)
+@pytest.mark.parametrize("method", [m for m in METHODS if m.peer is not None], ids=str)
+def test_losses_of_any_shape_give_the_trajectory_of_torchjd(
+    method: Method, shape: tuple[int, ...]
+) -> None:
+    losses = 0.1 + torch.rand(7, *shape, generator=torch.Generator().manual_seed(0), dtype=F64)
+    ours, theirs = (
+        train(make(shape), lambda step: losses[step].clone(), steps=6, steps_an_epoch=2, lr=0.01)
+        for make in (method.make, method.peer)
+    )
+    assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("library", [peer, mtl], ids=["torchjd", "mtl_scalarize"])

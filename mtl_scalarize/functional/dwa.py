@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .checks import as_shape, check_scalar, check_tensors
+from .constant import constant_combine
 from .precision import at_least_float32, in_common_dtype, scalar_in
 from .presence import fill_absent, measured, softmax
 
@@ -197,6 +198,4 @@ def dwa_combine(losses: Tensor, state: DWAState, *, mask: Tensor | None = None) 
         >>> dwa_combine(torch.tensor([4.0, 1.0]), dwa_init(2))
         tensor(5.)
     """
-    check_tensors(mask, state=state.weights, losses=losses)
-    losses, weights = in_common_dtype(losses, state.weights)
-    return (weights * fill_absent(losses, 0.0, mask=mask)).sum()
+    return constant_combine(losses, state.weights, mask=mask)

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 
 from .adam import adam_step
+from .bounds import distances
 from .checks import as_shape, check_scalar, check_scalar_or_shape, check_tensors
-from .precision import at_least_float32, in_common_dtype, scalar_in
+from .precision import at_least_float32, in_common_dtype
 from .presence import fill_absent, measured, softmax
-
-# Keeps the logarithm finite at the lower bound; the value of the official implementation.
-EPS = 1e-8
 
 
 class FAMOState(NamedTuple):
@@ -109,8 +107,8 @@ def famo_weights(
         >>> famo_weights(torch.tensor([1.0, 3.0]), torch.zeros(2))
         tensor([0.7500, 0.2500])
     """
-    distances, logits = _distances(losses, logits, min_losses, mask)
-    return fill_absent(softmax(logits - distances.log(), mask=mask), 0.0, mask=mask)
+    above, logits = _distances(losses, logits, min_losses, mask)
+    return fill_absent(softmax(logits - above.log(), mask=mask), 0.0, mask=mask)
 
 
 def famo_combine(
@@ -156,11 +154,11 @@ def famo_combine(
         >>> losses.grad
         tensor([0.7500, 0.2500])
     """
-    distances, logits = _distances(losses, logits, min_losses, mask)
-    log_distances = distances.log()
-    weights = softmax((logits - log_distances).detach(), mask=mask)
-    factor = (weights * distances.detach()).sum()
-    return factor * (softmax(logits, mask=mask) * log_distances).sum()
+    above, logits = _distances(losses, logits, min_losses, mask)
+    logs = above.log()
+    weights = softmax((logits - logs).detach(), mask=mask)
+    factor = (weights * above.detach()).sum()
+    return factor * (softmax(logits, mask=mask) * logs).sum()
 
 
 def famo_delta(before: Tensor, after: Tensor, min_losses: float | Tensor = 0.0) -> Tensor:
@@ -195,8 +193,9 @@ def famo_delta(before: Tensor, after: Tensor, min_losses: float | Tensor = 0.0) 
     check_tensors(None, before=before, after=after)
     check_scalar_or_shape("min_losses", min_losses, after.shape, "before")
     before, after = in_common_dtype(before, after)
-    distances = after - scalar_in(after.dtype, min_losses) + EPS
-    root = distances.sqrt()  # nan below the bound, where two wrong signs would cancel
+    root = distances(
+        after, min_losses
+    ).sqrt()  # nan below the bound, where two wrong signs would cancel
     return torch.log1p((before - after) / root / root)
 
 
@@ -254,9 +253,8 @@ def famo_update(
 def _distances(
     losses: Tensor, logits: Tensor, min_losses: float | Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """How far the losses are above their bounds (1 where absent), and the logits, in one dtype."""
+    """How far the losses are above their bounds, and the logits, in one dtype."""
     check_tensors(mask, logits=logits, losses=losses)
     check_scalar_or_shape("min_losses", min_losses, losses.shape, "losses")
     losses, logits = in_common_dtype(losses, logits)
-    distances = losses - scalar_in(losses.dtype, min_losses) + EPS
-    return fill_absent(distances, 1.0, mask=mask), logits
+    return distances(losses, min_losses, mask=mask), logits

@@ -47,6 +47,18 @@ def measured(losses: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Ten
     return where if mask is None else where & mask, finite
 
 
+def count_present(losses: Tensor, *, mask: Tensor | None) -> int | Tensor:
+    """How many tasks are present, and 1 if there is none: to divide by."""
+    return max(losses.numel(), 1) if mask is None else mask.sum().clamp(min=1)
+
+
+def zero_if_none(scalar: Tensor, losses: Tensor, *, mask: Tensor | None) -> Tensor:
+    """``scalar``, and 0 if no task is present."""
+    if losses.numel() == 0:
+        return losses.sum()
+    return scalar if mask is None else fill_absent(scalar, 0.0, mask=mask.any())
+
+
 def softmax(logits: Tensor, *, mask: Tensor | None) -> Tensor:
     """Softmax over all entries where ``mask`` is True. Absent entries get 0.
 
@@ -57,3 +69,9 @@ def softmax(logits: Tensor, *, mask: Tensor | None) -> Tensor:
     if logits.ndim <= 1:
         return torch.softmax(logits, 0)
     return torch.softmax(logits.flatten(), 0).reshape(logits.shape)
+
+
+def logsumexp(logits: Tensor, *, mask: Tensor | None) -> Tensor:
+    """Logarithm of the sum of the exponentials of all entries where ``mask`` is True."""
+    logits = fill_absent(logits, torch.finfo(logits.dtype).min, mask=mask)
+    return torch.logsumexp(logits.flatten(), 0)

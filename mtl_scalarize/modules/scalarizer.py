@@ -71,6 +71,9 @@ class Scalarizer(nn.Module, ABC):
         {'depth': tensor(1.), 'normals': tensor(0.5000)}
     """
 
+    #: Whether the task weights depend on neither losses nor state, so that ranks need no group.
+    fixed_weights: bool = False
+
     __jit_unused_properties__: list[str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -388,7 +391,9 @@ class Scalarizer(nn.Module, ABC):
             )
 
     def _warn_if_ranks_drift(self) -> None:
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if self.fixed_weights or not (dist.is_available() and dist.is_initialized()):
+            return
+        if dist.get_world_size() > 1:
             message = (
                 f"{type(self).__name__} has no process group: each of the {dist.get_world_size()} "
                 "ranks balances by its own losses alone. "

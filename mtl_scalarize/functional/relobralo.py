@@ -1,0 +1,164 @@
+r"""ReLoBRaLo (Relative Loss Balancing with Random Lookback)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import as_shape, check_share, check_tensors
+from .dwa import dwa_weights
+from .precision import at_least_float32, scalar_in
+from .presence import fill_absent, measured
+
+
+class ReLoBRaLoState(NamedTuple):
+    """The weights of ReLoBRaLo and the losses that it compares with; every field has shape S.
+
+    Example:
+        >>> relobralo_init(2)._asdict().keys()
+        dict_keys(['weights', 'first', 'last'])
+    """
+
+    #: Task weights of the last batch. Changes with every batch.
+    weights: Tensor
+    #: The first loss of each task; 0 before there is one. Changes once.
+    first: Tensor
+    #: The last loss of each task; 0 before there is one. Changes with every batch.
+    last: Tensor
+
+
+def relobralo_init(
+    shape: int | Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> ReLoBRaLoState:
+    """The state of ReLoBRaLo before the first batch: no losses, and every weight 1.
+
+    Args:
+        shape: the shape S of the losses; an int ``n`` means ``(n,)``.
+        dtype: floating dtype of the state, at least float32.
+        device: where the state lives. None: the default device.
+
+    Returns:
+        The state, each field of shape S.
+
+    Raises:
+        TypeError: ``shape`` is not an int or a sequence of ints.
+        ValueError: ``shape`` has a negative entry.
+
+    Example:
+        >>> relobralo_init(3).weights
+        tensor([1., 1., 1.])
+    """
+    weights = torch.ones(as_shape(shape), dtype=at_least_float32(dtype), device=device)
+    return ReLoBRaLoState(weights, torch.zeros_like(weights), torch.zeros_like(weights))
+
+
+def relobralo_weights(
+    losses: Tensor,
+    earlier: Tensor,
+    temperature: float | Tensor = 0.1,
+    *,
+    mask: Tensor | None = None,
+) -> Tensor:
+    r"""How much each task should weigh by its progress since an earlier time.
+
+    .. math::
+        b_i(t, t') = m \, \frac{e^{r_i / T}}{\sum_j e^{r_j / T}},
+        \qquad r_i = \frac{\ell_i(t)}{\ell_i(t')}
+
+    over the :math:`m` tasks that have a finite rate :math:`r_i`. The other present tasks get 1. It
+    is the formula of :func:`dwa_weights`, on the losses of two batches. With the last two batches
+    it is also that of SoftAdapt, from ratios of the losses.
+
+    Args:
+        losses: the losses :math:`\ell(t)`, of any shape S, positive.
+        earlier: the losses :math:`\ell(t')`, of shape S, 0 where there is none.
+        temperature: :math:`T > 0`, a number or a 0-d tensor; the larger, the more uniform.
+        mask: boolean, of shape S, True where the task is present. Absent tasks get 0.
+
+    Returns:
+        The weights, of shape S, in the dtype of ``losses`` and ``earlier``, at least float32. They
+        sum to the number of present tasks.
+
+    Raises:
+        TypeError: ``losses`` or ``earlier`` is not a floating-point tensor.
+        ValueError: the shapes differ, ``mask`` is not boolean, or ``temperature`` is not positive.
+
+    References:
+        Heydari, Thompson and Mehmood. SoftAdapt: Techniques for Adaptive Loss Weighting of Neural
+        Networks with Multi-Part Loss Functions. 2019. https://arxiv.org/abs/1912.12355
+
+    Example:
+        >>> relobralo_weights(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 1.0]), temperature=1.0)
+        tensor([0.7551, 1.2449])
+    """
+    check_tensors(mask, losses=losses, earlier=earlier)
+    losses, earlier = (fill_absent(each, 0.0, mask=mask) for each in (losses, earlier))
+    return fill_absent(dwa_weights(losses, earlier, temperature), 0.0, mask=mask)
+
+
+def relobralo_update(
+    state: ReLoBRaLoState,
+    losses: Tensor,
+    lookback: float | Tensor,
+    *,
+    alpha: float | Tensor = 0.999,
+    temperature: float | Tensor = 0.1,
+    mask: Tensor | None = None,
+) -> ReLoBRaLoState:
+    r"""The weights for a batch, from its losses; :func:`constant_combine` combines by them.
+
+    .. math::
+        w(t) = \alpha \big( \rho \, w(t-1) + (1 - \rho) \, b(t, 0) \big)
+        + (1 - \alpha) \, b(t, t-1)
+
+    with :math:`b` of :func:`relobralo_weights`, :math:`w(0) = 1` and the random lookback
+    :math:`1 - \rho`. The first batch has nothing to compare with and leaves the weights at 1. In
+    the second, :math:`b(t, 0)` and :math:`b(t, t-1)` are the same, and the formula is as later
+    (the authors' code sets :math:`\alpha = 0` there).
+
+    At :math:`\alpha = 0` this is SoftAdapt, from ratios of the losses.
+
+    Args:
+        state: the state so far, of shape S.
+        losses: this batch's losses :math:`\ell(t)`, of shape S, positive.
+        lookback: :math:`1 - \rho`, a number or a 0-d tensor: 1 to look back to the first losses, 0
+            not to. Draw it anew for each batch, and 1 seldom.
+        alpha: :math:`\alpha`, from 0 to 1, a number or a 0-d tensor: how slowly the weights change.
+        temperature: :math:`T > 0` of :func:`relobralo_weights`.
+        mask: boolean, of shape S, True where the task is present in this batch.
+
+    Returns:
+        The new state, in the dtype of ``state``. A task that is absent, or whose loss is not
+        finite, is unchanged, and the softmax runs over the others.
+
+    Raises:
+        TypeError: ``losses`` is not a floating-point tensor.
+        ValueError: the shapes differ, ``mask`` is not boolean, ``temperature`` is not positive, or
+            ``alpha`` or ``lookback`` is not from 0 to 1.
+
+    References:
+        Bischof and Kraus. Multi-Objective Loss Balancing for Physics-Informed Deep Learning. 2021.
+        https://arxiv.org/abs/2110.09813
+
+    Example:
+        >>> state = relobralo_init(2)
+        >>> for losses in torch.tensor([[2.0, 1.0], [1.0, 1.0]]):
+        ...     state = relobralo_update(state, losses, lookback=0, alpha=0.9)
+        >>> state.weights  # the second fell less
+        tensor([0.9013, 1.0987])
+    """
+    check_tensors(mask, state=state.weights, losses=losses)
+    check_share("lookback", lookback)
+    check_share("alpha", alpha)
+    dtype = state.weights.dtype
+    where, losses = measured(losses.to(dtype), mask=mask)
+    alpha, rho = scalar_in(dtype, alpha), 1 - scalar_in(dtype, lookback)
+    since_first = relobralo_weights(losses, state.first, temperature, mask=where)
+    since_last = relobralo_weights(losses, state.last, temperature, mask=where)
+    weights = alpha * (rho * state.weights + (1 - rho) * since_first) + (1 - alpha) * since_last
+    new = weights, torch.where(state.first == 0, losses, state.first), losses
+    return ReLoBRaLoState(*(torch.where(where, *pair) for pair in zip(new, state, strict=True)))

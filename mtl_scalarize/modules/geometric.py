@@ -1,0 +1,33 @@
+"""The module of the geometric mean."""
+
+from torch import Tensor
+
+from ..functional.geometric import geometric_mean, geometric_mean_weights
+from .scalarizer import Losses, Scalarizer
+
+
+class GeometricMean(Scalarizer):
+    r"""The geometric mean of the losses that are present, the Geometric Loss Strategy (GLS).
+
+    .. math::
+        \Big( \prod_i \ell_i \Big)^{1/m}
+
+    A negative loss makes the scalar and all its gradients nan, and a loss of exactly 0 the
+    gradients. The function is :func:`~mtl_scalarize.geometric_mean`, which names the paper.
+
+    Args:
+        shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`. None:
+            losses of any shape, as a tensor.
+        process_group: see :class:`Scalarizer`.
+
+    Example:
+        >>> import torch
+        >>> GeometricMean()(torch.tensor([4.0, 1.0]))
+        tensor(2.)
+    """
+
+    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
+        losses, mask = self.prepare(losses, mask)
+        scalar = geometric_mean(losses, mask=mask)
+        self.report(geometric_mean_weights, losses.detach().clone(), mask=mask)
+        return scalar

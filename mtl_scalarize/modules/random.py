@@ -1,0 +1,52 @@
+"""The module of Random Loss Weighting."""
+
+import torch
+from torch import Tensor
+
+from ..functional.checks import check_tensors
+from ..functional.constant import constant_combine
+from ..functional.precision import at_least_float32
+from ..functional.random import random_weights
+from .scalarizer import Losses, Scalarizer
+
+
+class Random(Scalarizer):
+    r"""Random Loss Weighting (RLW): new random weights for every batch.
+
+    .. math::
+        \sum_i w_i \ell_i, \qquad w = \mathrm{softmax}(\xi), \qquad \xi_i \sim \mathcal{N}(0, 1)
+
+    The noise :math:`\xi` comes from torch's generator of the device of the losses, so that
+    ``torch.manual_seed`` repeats a run, and a trainer that saves the random states resumes it. In a
+    process group all ranks use the draw of its first rank. In ``eval()`` and without gradients
+    nothing is drawn, and the weights are equal, as they are on average.
+
+    A model compiled by ``torch.compile`` draws other numbers for the same seed, unless
+    ``torch._inductor.config.fallback_random`` is set. Under :func:`torch.vmap`, say by its
+    ``randomness`` whether the entries of the batch share one draw.
+
+    The function is :func:`~mtl_scalarize.random_weights`, which names the paper.
+
+    Args:
+        shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`. None:
+            losses of any shape, as a tensor.
+        process_group: see :class:`Scalarizer`.
+
+    Example:
+        >>> scalarizer = Random()
+        >>> scalar = scalarizer(torch.tensor([4.0, 1.0]))
+        >>> scalarizer.weights.sum().round(decimals=4)
+        tensor(1.)
+    """
+
+    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
+        losses, mask = self.prepare(losses, mask)
+        check_tensors(mask, losses=losses)
+        dtype = at_least_float32(losses.dtype)
+        noise = torch.zeros(losses.shape, dtype=dtype, device=losses.device)
+        # Not `learning`: activation checkpointing, which repeats a call, needs the same draw again.
+        if self.training and torch.is_grad_enabled():
+            noise = self.of_first_rank(torch.randn_like(noise))
+        scalar = constant_combine(losses, random_weights(noise, mask=mask), mask=mask)
+        self.report(random_weights, noise, mask=mask)
+        return scalar
