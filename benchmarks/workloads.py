@@ -17,7 +17,7 @@ class Method(NamedTuple):
     """A method's module for K tasks, from either package."""
 
     ours: Callable[[int], nn.Module]
-    torchjd: Callable[[int], nn.Module]
+    torchjd: Callable[[int], nn.Module] | None = None
 
 
 METHODS = {
@@ -25,6 +25,20 @@ METHODS = {
     "IMTL-L": Method(ours.IMTLL, torchjd.IMTLL),
     "DWA": Method(lambda tasks: ours.DWA(shape=tasks), lambda _: torchjd.DWA()),
     "FAMO": Method(ours.FAMO, torchjd.FAMO),
+}
+#: Those without state, and what torchjd does not have.
+OTHERS = {
+    "Sum": Method(lambda _: ours.Sum(), lambda _: torchjd.Sum()),
+    "Mean": Method(lambda _: ours.Mean(), lambda _: torchjd.Mean()),
+    "Constant": Method(
+        lambda tasks: ours.Constant(torch.ones(tasks)),
+        lambda tasks: torchjd.Constant(torch.ones(tasks)),
+    ),
+    "Random": Method(lambda _: ours.Random(), lambda _: torchjd.Random()),
+    "GeometricMean": Method(lambda _: ours.GeometricMean(), lambda _: torchjd.GeometricMean()),
+    "STCH": Method(lambda _: ours.STCH(0.1), lambda _: torchjd.STCH(0.1)),
+    "LogSum": Method(lambda _: ours.LogSum()),
+    "ReLoBRaLo": Method(ours.ReLoBRaLo),
 }
 
 

@@ -3,11 +3,13 @@
 Two of scikit-learn's handwritten digits are drawn into one image, overlapping, as in MultiMNIST.
 From it one network predicts the left digit, the right digit and their sum, and redraws the left
 digit. The losses are two cross entropies of about 2, a squared error of about 100 and one of about
-0.2. The network is trained with a plain sum of the losses and with each method of mtl_scalarize:
-same data, same initial weights, same order of batches, same optimizer.
+0.2. The network is trained with a plain sum of the losses, with constant weights, the inverse of
+these sizes, and with each other method of mtl_scalarize: same data, same initial weights, same
+order of batches, same optimizer. (The mean is not there: AdamW steps by it as by the sum.)
 
-    python examples/digits.py            # about two minutes on one core
-    python examples/digits.py --quick    # a few seconds, to see that it runs
+    python examples/digits.py                  # about four minutes on one core
+    python examples/digits.py --method FAMO    # beside the plain sum, one method or several
+    python examples/digits.py --quick          # a few seconds, to see that it runs
 
 draws the picture `digits.png` and prints:
 
@@ -48,8 +50,20 @@ from torch.nn.functional import cross_entropy, l1_loss, mse_loss
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from mtl_scalarize import DWA, FAMO, IMTLL, UW, Scalarizer
-from mtl_scalarize.functional import fill_absent
+from mtl_scalarize import (
+    DWA,
+    FAMO,
+    IMTLL,
+    STCH,
+    UW,
+    Constant,
+    GeometricMean,
+    LogSum,
+    Random,
+    ReLoBRaLo,
+    Scalarizer,
+    Sum,
+)
 
 SHIFT = 3  # of the right digit, in pixels, to the right and down: 5 x 5 of its 8 x 8 overlap
 SIZE = 8 + SHIFT
@@ -86,21 +100,21 @@ TASKS = (
 ALL = Task("all", "all\ndelta-m, %", -1, 1, "#444444")
 
 
-class PlainSum(Scalarizer):
-    """The baseline. A method of your own is a subclass like this one."""
+# The inverse of how large each loss is before training.
+INVERSE_SIZES = torch.tensor([0.5, 0.5, 0.01, 5.0])
 
-    def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
-        losses, mask = self.prepare(losses, mask)
-        self.report(fill_absent, torch.ones_like(losses), 0.0, mask=mask)
-        return fill_absent(losses, 0.0, mask=mask).sum()
-
-
-# Each is called with the number of tasks.
+# Each is called with the number of tasks. "constant" and "STCH" are for the four tasks above.
 METHODS: dict[str, Callable[..., Scalarizer]] = {
-    "plain sum": PlainSum,
+    "plain sum": Sum,
+    "constant": lambda tasks, **options: Constant(INVERSE_SIZES, **options),
+    "LogSum": lambda tasks, **options: LogSum(shape=tasks, **options),
+    "GeometricMean": GeometricMean,
+    "Random": Random,
+    "STCH": lambda tasks, **options: STCH(0.1, INVERSE_SIZES, **options),
     "UW": UW,
     "IMTL-L": IMTLL,
     "DWA": lambda tasks, **options: DWA(shape=tasks, **options),
+    "ReLoBRaLo": ReLoBRaLo,
     "FAMO": FAMO,
     "FAMO amortized": partial(FAMO, amortized=True),
 }
@@ -257,22 +271,25 @@ def delta_m(metrics: Tensor, baseline: Tensor) -> Tensor:
 
 
 class Results(NamedTuple):
-    """Of each method, in the order of METHODS."""
+    """Of each method."""
 
+    methods: Sequence[str]  # the plain sum first
     metrics: Tensor  # (methods, seeds, 5): of each task, and delta-m
     shares: Tensor  # (methods, epochs, 4): the task weights over their sum, mean over the seeds
     seconds: Tensor  # (methods,): of one training, the fastest of the seeds
 
 
-def compare(epochs: int, seeds: int, device: torch.device | str = "cpu") -> Results:
+def compare(
+    methods: Sequence[str], epochs: int, seeds: int, device: torch.device | str = "cpu"
+) -> Results:
     """Train with every method. A seed stands for one split, its pairs, initial weights, order."""
-    metrics = torch.zeros(len(METHODS), seeds, len(TASKS))
-    weights = torch.zeros(len(METHODS), seeds, epochs, len(TASKS))
-    seconds = torch.zeros(len(METHODS), seeds)
-    with tqdm(total=len(METHODS) * seeds * epochs, unit="epoch", mininterval=1) as bar:
+    metrics = torch.zeros(len(methods), seeds, len(TASKS))
+    weights = torch.zeros(len(methods), seeds, epochs, len(TASKS))
+    seconds = torch.zeros(len(methods), seeds)
+    with tqdm(total=len(methods) * seeds * epochs, unit="epoch", mininterval=1) as bar:
         for seed in range(seeds):
             train_pairs, test_pairs = load_pairs(seed, device)
-            for row, method in enumerate(METHODS):
+            for row, method in enumerate(methods):
                 bar.set_description(f"{method}, seed {seed}", refresh=False)
                 start = time.perf_counter()
                 network, history = train(method, train_pairs, epochs, seed, bar.update)
@@ -281,7 +298,8 @@ def compare(epochs: int, seeds: int, device: torch.device | str = "cpu") -> Resu
                 metrics[row, seed] = evaluate(network, test_pairs).cpu()
     delta = delta_m(metrics, metrics[0]).unsqueeze(-1)
     shares = weights / weights.sum(dim=-1, keepdim=True)
-    return Results(torch.cat([metrics, delta], dim=-1), shares.mean(dim=1), seconds.amin(dim=1))
+    metrics = torch.cat([metrics, delta], dim=-1)
+    return Results(methods, metrics, shares.mean(dim=1), seconds.amin(dim=1))
 
 
 def mean_and_std(values: Tensor, digits: int) -> str:
@@ -307,7 +325,7 @@ def print_metrics(method: str, network: nn.Module, pairs: Pairs) -> None:
 
 def print_table(results: Results) -> None:
     table = make_table("\nmethod", *(task.metric for task in (*TASKS, ALL)), "\nseconds")
-    for method, metrics, seconds in zip(METHODS, results.metrics, results.seconds, strict=True):
+    for method, metrics, _, seconds in zip(*results, strict=True):
         columns = zip(metrics.T, (*TASKS, ALL), strict=True)
         cells = [mean_and_std(values, task.digits) for values, task in columns]
         table.add_row(method, *cells, f"{seconds:.1f}")
@@ -320,18 +338,23 @@ def print_table(results: Results) -> None:
 @picture_style
 def draw_picture(results: Results, path: Path) -> None:
     """Above, the shares of the task weights in training; below, the metrics after it."""
-    figure = Figure(figsize=(18, 10), layout="constrained")
+    figure = Figure(figsize=(18, 14), layout="constrained")
     above, below = figure.subfigures(2, 1, squeeze=False, hspace=0.06)[:, 0]
 
     above.suptitle("How each method shares out its weights in training", size=18, weight="bold")
-    panels = above.subplots(1, len(METHODS) - 1, sharey=True)
-    for axes, method, shares in zip(panels, list(METHODS)[1:], results.shares[1:], strict=True):
+    others = list(zip(results.methods, results.shares, strict=True))[1:]
+    rows = math.ceil(len(others) / 6)
+    grid = above.subplots(rows, math.ceil(len(others) / rows), sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for axes in panels[len(others) :]:
+        axes.set_axis_off()
+    for axes, (method, shares) in zip(panels, others, strict=False):
         axes.axhline(1 / len(TASKS), color="black", linewidth=1, linestyle="--", label="plain sum")
         for task, share in zip(TASKS, shares.T, strict=True):
             axes.plot(range(1, len(share) + 1), share, ".-", color=task.colour, label=task.name)
-        axes.set(title=method, xlabel="epoch", yscale="log")
+        axes.set(title=method, xlabel="epoch", yscale="log", ylim=(3e-4, 1.3))
         axes.xaxis.get_major_locator().set_params(integer=True)
-    panels[0].set_ylabel("share of the weights")
+    above.supylabel("share of the weights")
     panels[0].yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     above.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
 
@@ -339,8 +362,8 @@ def draw_picture(results: Results, path: Path) -> None:
     panels = below.subplots(1, len(TASKS) + 1, sharey=True)
     for k, (axes, task) in enumerate(zip(panels, (*TASKS, ALL), strict=True)):
         draw_metric(axes, results.metrics[:, :, k], task)
-    panels[0].set_yticks(range(len(METHODS)), list(METHODS))
-    panels[0].set_ylim(len(METHODS) - 0.5, -0.8)
+    panels[0].set_yticks(range(len(results.methods)), results.methods)
+    panels[0].set_ylim(len(results.methods) - 0.5, -0.8)
     figure.savefig(path, dpi=110)
 
 
@@ -359,6 +382,18 @@ def draw_metric(axes: Axes, values: Tensor, task: Task) -> None:
     axes.set_title(task.metric, color=task.colour, weight="bold")
     axes.set_xlabel("more is better →" if task.sign > 0 else "← less is better")
     axes.margins(x=0.12)
+
+
+def add_method_flag(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None:
+    parser.add_argument(
+        "--method", nargs="+", choices=methods, help=f"beside the {methods[0]}; default: all"
+    )
+
+
+def chosen(methods: Sequence[str], args: argparse.Namespace) -> list[str]:
+    """The first, which is the baseline, and those of `--method`."""
+    first, *others = methods
+    return [first, *(name for name in others if args.method is None or name in args.method)]
 
 
 def count(text: str) -> int:
@@ -401,6 +436,7 @@ def picture_path(text: str) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compare the methods of mtl_scalarize on digits.")
+    add_method_flag(parser, list(METHODS))
     parser.add_argument("--quick", action="store_true", help="2 seeds of 3 epochs")
     parser.add_argument("--epochs", type=count, help="of each training; default: 30")
     parser.add_argument("--seeds", type=count, help="how many; default: 5")
@@ -411,7 +447,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # On so small a network a second thread gains little, and loses a lot where it has to share its
     # core. One gives the same numbers on any number of cores.
     torch.set_num_threads(1)
-    results = compare(args.epochs or epochs, args.seeds or seeds, args.device)
+    methods = chosen(list(METHODS), args)
+    results = compare(methods, args.epochs or epochs, args.seeds or seeds, args.device)
     print_table(results)
     draw_picture(results, args.out)
     print(f"\npicture: {args.out}")

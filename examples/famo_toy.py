@@ -11,9 +11,11 @@ consecutive steps. (There are no batches here, so FAMO and amortized FAMO are th
 are not clipped: the official code clips them to norm 1, but before they are computed. `--clip 1`
 clips them after. In the second loss a tanh has the sign of the code; the papers print the other.
 
-UW and IMTL-L are there to compare. They cannot balance negative losses, so they get the losses
-minus FAMO's lower bounds; their scales are learned at 0.025, too. DWA compares epochs, and there
-are none here. All starts of a method are one program by `vmap`, compiled.
+The others are there to compare. UW and IMTL-L cannot balance negative losses, so they get the
+losses minus FAMO's lower bounds; their scales are learned at 0.025, too. LogSum has FAMO's bounds,
+and nothing to learn. STCH has them for an ideal point, their inverse sizes for a preference, and a
+mu of 0.1. DWA compares epochs, and there are none here. All starts of a method are one program by
+`vmap`, compiled.
 
     python examples/famo_toy.py            # half a minute on one core
     python examples/famo_toy.py --clip 1   # gradients of norm 1 at most
@@ -64,7 +66,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from digits import CONSOLE, make_table, picture_path, picture_style
+from digits import CONSOLE, add_method_flag, chosen, make_table, picture_path, picture_style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -79,6 +81,9 @@ from mtl_scalarize import (
     famo_weights,
     imtll_loss,
     imtll_weights,
+    log_sum_weights,
+    stch_weights,
+    sum_weights,
     uw_loss,
     uw_weights,
 )
@@ -172,8 +177,15 @@ def learned(loss: Callable[..., Tensor], weights: Callable[..., Tensor]) -> Meth
     )
 
 
+def fixed(weights: Callable[[Tensor], Tensor]) -> Method:
+    """A method without state."""
+    return Method((), lambda losses, _: weights(losses), lambda state, *_: state)
+
+
 METHODS = {
-    "plain sum": Method((), lambda losses, _: torch.ones_like(losses), lambda state, *_: state),
+    "plain sum": fixed(sum_weights),
+    "LogSum": fixed(lambda losses: log_sum_weights(losses, MIN_LOSSES)),
+    "STCH": fixed(lambda losses: stch_weights(losses, 0.1, -1 / MIN_LOSSES, MIN_LOSSES)),
     "UW": learned(uw_loss, uw_weights),
     "IMTL-L": learned(imtll_loss, imtll_weights),
     "FAMO": Method(
@@ -244,8 +256,9 @@ def print_table(ends: dict[str, Tensor], front: Tensor) -> None:
                 end_section=row == len(STARTS) - 1,
             )
     CONSOLE.print(table)
-    print(f"\nReached, of {len(STARTS)} starts: {', '.join(totals)}. From the front: in the plane")
-    print(f"of the two numbers, in which it is 14 long. Reached: within {REACHED} of the front.")
+    print(f"\nReached, of {len(STARTS)} starts: {', '.join(totals)}.")
+    print("From the front: in the plane of the two numbers, in which it is 14 long.")
+    print(f"Reached: within {REACHED} of the front.")
 
 
 @picture_style
@@ -312,6 +325,7 @@ def largest_norm(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Solve FAMO's toy problem from its five starts.")
+    add_method_flag(parser, list(METHODS))
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps")
     parser.add_argument(
         "--clip",
@@ -327,10 +341,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     steps = QUICK_STEPS if args.quick else STEPS
     front, paths = pareto_front(), {}
-    with tqdm(total=len(METHODS) * steps, unit="step", unit_scale=True, mininterval=1) as bar:
-        for name, method in METHODS.items():
+    methods = chosen(list(METHODS), args)
+    with tqdm(total=len(methods) * steps, unit="step", unit_scale=True, mininterval=1) as bar:
+        for name in methods:
             bar.set_description(name)
-            paths[name] = descend(method, steps, args.clip, bar.update)
+            paths[name] = descend(METHODS[name], steps, args.clip, bar.update)
     print_table({name: path[-1] for name, path in paths.items()}, front)
     draw_picture(paths, front, args.out)
     print(f"\npicture: {args.out}")

@@ -55,39 +55,24 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from digits import CONSOLE, count, make_table, mean_and_std
+from digits import CONSOLE, add_method_flag, chosen, count, make_table, mean_and_std
 from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from mtl_scalarize import DWA, FAMO, UW, Scalarizer
-from mtl_scalarize.functional import fill_absent
+from mtl_scalarize import DWA, FAMO, UW, Mean, Scalarizer
 
 INSTANCES = 1000
 BATCH_SIZE = 100  # divides them, so that every batch has a position for each
-
-
-def mean_weights(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    present = fill_absent(torch.ones_like(losses), 0.0, mask=mask)
-    return present / present.sum()
-
-
-class PlainMean(Scalarizer):
-    """The baseline: every instance of the batch has the same weight."""
-
-    def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
-        losses, mask = self.prepare(losses, mask)
-        self.report(mean_weights, losses.detach(), mask=mask)
-        return (mean_weights(losses, mask=mask) * fill_absent(losses, 0.0, mask=mask)).sum()
 
 
 # An instance whose loss is below this, one read with 95 % certainty, counts as fitted. FAMO takes
 # the logarithm of the distance of a loss to its bound: the bound is then the negative of this.
 FLOOR = 0.05
 METHODS: dict[str, Callable[[], Scalarizer]] = {
-    "plain mean": PlainMean,
+    "plain mean": Mean,
     "UW": lambda: UW(INSTANCES, eps=FLOOR),
     "UW by position": lambda: UW(BATCH_SIZE, eps=FLOOR),
     "DWA": lambda: DWA(shape=INSTANCES),
@@ -190,7 +175,7 @@ def percentage(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Weigh the instances of a classification.")
-    parser.add_argument("--method", choices=METHODS, help="beside the plain mean; default: all")
+    add_method_flag(parser, list(METHODS))
     parser.add_argument("--quick", action="store_true", help="one seed of 10 epochs")
     parser.add_argument("--epochs", type=count, help="of each training; default: 60")
     parser.add_argument("--seeds", type=count, help="how many; default: 5")
@@ -199,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # as in digits.py
     seeds, epochs = (1, 10) if args.quick else (5, 60)
     seeds, epochs = args.seeds or seeds, args.epochs or epochs
-    methods = [name for name in METHODS if args.method in (None, name) or name == "plain mean"]
+    methods = chosen(list(METHODS), args)
     shares = (30, 0) if args.wrong is None else (args.wrong,)
     tables = []
     with tqdm(total=len(shares) * seeds * len(methods), unit="training", mininterval=1) as bar:
