@@ -17,7 +17,7 @@ mask: Tensor = losses > 0
 by_name: dict[str, Tensor] = {"depth": losses[0]}
 
 
-class LogSum(Scalarizer):
+class Logarithms(Scalarizer):
     def forward(self, losses: Tensor | Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
         losses, mask = self.prepare(losses, mask)
         self.report(fill_absent, 1 / losses.detach(), 0.0, mask=mask)
@@ -40,7 +40,11 @@ train(UW(3), nn.Linear(2, 2))
 train(IMTLL((3,), init=0.5, eps=1e-3), nn.Linear(2, 2))
 train(DWA(temperature=2.0, shape=[3]), nn.Linear(2, 2))
 train(FAMO(["depth", "normals"], amortized=True), nn.Linear(2, 2))
-train(LogSum(), nn.Linear(2, 2))
+train(Logarithms(), nn.Linear(2, 2))
+train(mtl.ReLoBRaLo(3, alpha=0.9), nn.Linear(2, 2))
+train(mtl.Constant({"depth": 0.5, "normals": 2}), nn.Linear(2, 2))
+train(mtl.STCH(0.1, losses, reference=losses, shape=3), nn.Linear(2, 2))
+train(mtl.LogSum(-1.0, shape=["depth"]), nn.Linear(2, 2))
 
 named = UW(("depth", "normals"))
 named(by_name)
@@ -78,3 +82,7 @@ mtl.dwa_combine(losses, state, 2.0)  # wrong
 mtl.dwa_step(famo_state)  # wrong
 mtl.famo_update(famo_state, losses, learning_rate=0.1)  # wrong
 mtl.check_optimizer(named, named)  # wrong
+mtl.Constant([0.5, 2.0])  # wrong
+mtl.STCH()  # wrong
+mtl.relobralo_update(famo_state, losses, 0)  # wrong
+mtl.stch(losses, 0.1, 2.0)  # wrong
