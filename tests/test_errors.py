@@ -198,7 +198,7 @@ CASES: list[Case] = [
     (
         lambda: STCH(1.0, L, shape=2),
         ValueError,
-        of_shape("preference", "(2,)", "the scalarizer", "preference.shape = (3,)"),
+        of_shape("preference", "(2,)", "losses", "preference.shape = (3,)"),
     ),
     (
         lambda: LogSum(L)(torch.ones(2)),
@@ -218,7 +218,7 @@ CASES: list[Case] = [
     (
         lambda: Constant({"a": 1.0})(L),
         ValueError,
-        of_shape("losses", "(1,)", "the scalarizer", "losses.shape = (3,)"),
+        of_shape("losses", "(1,)", "scalarizer", "losses.shape = (3,)"),
     ),
     (
         lambda: constant_combine(L, torch.ones(2)),
@@ -334,6 +334,12 @@ def floating(found: str) -> str:
     return f"`{{name}}` should be a floating-point tensor. Found {found}."
 
 
+def of(expected: str, name: str) -> str:
+    """The message about an argument of this name: what a list needs is said of losses alone."""
+    stack = ": use `torch.stack(losses)`" if name == "losses" else ""
+    return expected.format(name=name, stack=stack)
+
+
 #: What may take the place of a tensor of the right shape, whose size is (TASKS,).
 WRONG_TENSORS: list[tuple[Any, type[Exception], str]] = [
     *(
@@ -343,7 +349,7 @@ WRONG_TENSORS: list[tuple[Any, type[Exception], str]] = [
     (torch.ones(TASKS).int(), TypeError, floating("`{name}.dtype = torch.int32`")),
     (torch.ones(TASKS).bool(), TypeError, floating("`{name}.dtype = torch.bool`")),
     (torch.ones(TASKS).cfloat(), TypeError, floating("`{name}.dtype = torch.complex64`")),
-    ([1.0] * TASKS, TypeError, floating("a list: use `torch.stack({name})`")),
+    ([1.0] * TASKS, TypeError, floating("a list{stack}")),
     (2.0, TypeError, floating("a float")),
 ]
 WRONG_MASKS: list[tuple[Any, type[Exception], str]] = [
@@ -366,7 +372,7 @@ def assert_refused(
     for value, error, expected in wrong:
         with pytest.raises(error) as caught:
             call(value)
-        assert str(caught.value).endswith(expected.format(name=name))
+        assert str(caught.value).endswith(of(expected, name))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
@@ -383,7 +389,7 @@ def test_a_function_refuses_wrong_tensors(row: Row) -> None:
                 row.function(**inputs | {name: value})
             message = str(caught.value)
             if error is TypeError:
-                assert message == expected.format(name=name)
+                assert message == of(expected, name)
             else:  # the first tensor sets the shape, also where it is the wrong one
                 assert "should have shape" in message
                 assert f"`{name}`" in message

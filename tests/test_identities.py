@@ -202,8 +202,9 @@ def test_every_method_is_equivariant_to_a_permutation_of_the_tasks(
     FAMO's gradient is a rounding error, of which Adam makes a step of full length.
     """
     scalarizers = method.make(4).double(), method.make(4).double()
-    for preference in scalarizers[1].buffers():  # new state is the same for all tasks
-        preference.copy_(preference[order])
+    for preference in vars(scalarizers[1]).values():  # new state is the same for all tasks
+        if isinstance(preference, Tensor):
+            preference.copy_(preference[order])
     generator = torch.Generator().manual_seed(seed)
     for _ in range(3):
         mask = torch.rand(4, generator=generator) < 0.8

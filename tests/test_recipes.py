@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from methods import METHODS, NAMED, Method
+from methods import METHODS, NAMED, STATEFUL, Method
 from ranks import Ranks
 from test_docs import BLOCKS
 from torch import Tensor, nn
@@ -64,6 +64,7 @@ class Training:
         for epoch in range(EPOCHS):
             for index in batches(epoch):
                 self.optimizer.zero_grad()
+                torch.manual_seed(index)  # for methods that draw
                 again = backward(self, index)
                 self.optimizer.step()
                 self.scalarizer.update(again)
@@ -125,8 +126,11 @@ def in_parts(training: Training, index: int, function: str) -> Callable[[], Tens
 
 
 def linear(method: Method) -> bool:
-    """Whether the weights are the same for all losses."""
-    weights = [method.functional([(losses, None)])[0][1] for losses in torch.eye(TASKS) + 1]
+    """Whether the weights are the same for all losses, and in all calls of a step."""
+    if method.draws:
+        return False
+    first = torch.ones(TASKS), None
+    weights = [method.functional([first, (row, None)])[1][1] for row in torch.eye(TASKS) + 1]
     return all(torch.equal(weight, weights[0]) for weight in weights)
 
 
@@ -195,11 +199,12 @@ def test_the_scalarizer_is_called_once_a_step(method: Method, way: Any) -> None:
     training.scalarizer.register_forward_hook(lambda *call: calls.append(call))
     training.train(way, three_a_time)
     assert len(calls) == 3 * EPOCHS
-    assert losses_at(training, 0)().sum() < before
+    # With its weights of the first point, a maximum may lift the others in a line search.
+    assert method.is_maximum or losses_at(training, 0)().sum() < before
 
 
 @pytest.mark.filterwarnings("ignore:FAMO learned nothing")
-@each_method
+@pytest.mark.parametrize("method", STATEFUL, ids=str)
 def test_in_every_closure_all_but_the_learned_methods_learn_too_often(method: Method) -> None:
     once, often = Training(method, network), Training(method, network)
     closures(once, 0, lbfgs)

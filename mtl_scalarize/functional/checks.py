@@ -26,7 +26,8 @@ def check_tensors(mask: Tensor | None, /, **tensors: Tensor) -> None:
     owner = ""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            advice = f": use `torch.stack({name})`" if isinstance(tensor, (list, tuple)) else ""
+            stack = name == "losses" and isinstance(tensor, (list, tuple))
+            advice = ": use `torch.stack(losses)`" if stack else ""
             raise TypeError(
                 f"`{name}` should be a floating-point tensor. "
                 f"Found a {type(tensor).__name__}{advice}."

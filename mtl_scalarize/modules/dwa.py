@@ -157,7 +157,7 @@ class DWA(Scalarizer):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         mean = state_dict.get(prefix + "mean")
-        if self.shape is None and mean is not None and mean.shape != self.mean.shape:
+        if self.shape is None and mean is not None:
             with torch.inference_mode(False):  # or the state could not be trained
                 self._register(dwa_init(mean.shape, dtype=mean.dtype, device=mean.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

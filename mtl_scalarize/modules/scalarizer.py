@@ -98,7 +98,8 @@ class Scalarizer(nn.Module, ABC):
         self._call_dtype: torch.dtype | None = None
         self._deferred = False
         self._warned: set[str] = set()
-        self._tensors: list[str] = []  # the attributes that `register_hyperparameter` made
+        # The attributes that `register_hyperparameter` made, as they are given back after meta.
+        self._tensors: dict[str, Tensor] = {}
         # The function that gives the weights of the last call, its arguments and the mask. None
         # before a call. Empty if there are no weights to read: that call was inside a transform of
         # `torch.func`, or before a load or a copy.
@@ -327,7 +328,7 @@ class Scalarizer(nn.Module, ABC):
         if isinstance(value, Tensor):
             check_has_values(name, value)
             value = value.detach().to(at_least_float32(value.dtype), copy=True)
-            self._tensors.append(name)
+            self._tensors[name] = value
         if value is not None:
             check_scalar_or_shape(name, value, self.shape, "losses")
         object.__setattr__(self, name, value)
@@ -435,11 +436,11 @@ class Scalarizer(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Scalarizer":
         """As ``nn.Module`` does for ``.to()``, ``.half()`` and the like, but keep the precision."""
-        for name in self._tensors:
+        for name, given in self._tensors.items():
             tensor = getattr(self, name)
-            device = fn(tensor.new_empty(0)).device
-            if device.type != "meta":  # where the values would be lost
-                object.__setattr__(self, name, tensor.to(device))
+            like = fn(tensor.new_empty(0))
+            tensor = given if tensor.is_meta else tensor
+            object.__setattr__(self, name, tensor.to(like.device, at_least_float32(like.dtype)))
 
         def at_least_single(tensor: Tensor) -> Tensor:
             applied = fn(tensor)

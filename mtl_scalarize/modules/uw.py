@@ -96,4 +96,4 @@ class UW(Scalarizer):
 
     def extra_repr(self) -> str:
         options = shown("init", self.init, 0.0) + shown("eps", self.eps, 1e-30)
-        return f"shape={self.names or self.shape}{options}"
+        return super().extra_repr() + options
