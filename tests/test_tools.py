@@ -80,6 +80,7 @@ def train(
     for index in range(2 * EPOCH + 1):
         features = torch.randn(8, 2, generator=torch.Generator().manual_seed(index))
         optimizer.zero_grad()
+        torch.manual_seed(index)  # for methods that draw
         scalars.append((call or model)(features.requires_grad_()))
         scalars[-1].backward()
         optimizer.step()
@@ -179,7 +180,7 @@ def test_a_model_from_the_meta_device_is_new(
     assert_same(train(Model(scalarizer)), train(Model(new)))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if starting(name, 0.5).keywords])
+@pytest.mark.parametrize("name", ["UW", "IMTLL", "FAMO"])
 def test_a_tensor_that_was_made_on_the_meta_device_has_no_values(name: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=r"`(init|min_losses)` should have"):
         starting(name, torch.ones(TASKS))(TASKS)
@@ -219,7 +220,7 @@ def test_from_pretrained(name: str, start: Start, saved: bool, tmp_path: Path) -
     expected = source.scalarizer if saved else make(TASKS)
     assert_same(state_of(loaded.scalarizer), state_of(expected))
     losses = torch.ones(TASKS, requires_grad=True)
-    assert_same(loaded.scalarizer(losses), expected(losses))
+    assert_same(methods.seeded(loaded.scalarizer, losses), methods.seeded(expected, losses))
 
 
 # Averages over a training.
@@ -325,7 +326,7 @@ def train_in_fsdp1(name: str, ignored: bool, **dtypes: torch.dtype) -> State:
     return first_steps(model, wrapped)
 
 
-@each_with_shape
+@pytest.mark.parametrize("name", [row.name for row in methods.STATEFUL if not row.lazy])
 def test_fsdp1_in_half_precision_is_refused_by_name(name: str, ranks: Ranks) -> None:
     dtypes = {"param_dtype": torch.bfloat16, "buffer_dtype": torch.bfloat16}
     for outcome in ranks.outcomes(partial(train_in_fsdp1, **dtypes), name, False, ranks=2):
@@ -394,6 +395,7 @@ def test_reset_in_fsdp2(name: str, start: Start, device: str, ranks: Ranks) -> N
 def clip_gradients(name: str, in_fsdp2: bool) -> list[Tensor]:
     """Their norm before, and what they are afterwards."""
     model = sharded(model_of(name, process_group=dist.group.WORLD)) if in_fsdp2 else model_of(name)
+    torch.manual_seed(0)  # for methods that draw
     model(torch.ones(4, 2)).backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     gradients = [norm, *[parameter.grad for parameter in model.parameters()]]

@@ -86,6 +86,8 @@ class Constant(Scalarizer):
     """
 
     fixed_weights = True
+    settings = ("preference",)
+
     preference: Tensor
 
     def __init__(
@@ -95,7 +97,7 @@ class Constant(Scalarizer):
         process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         if isinstance(weights, Mapping):
-            super().__init__(list(weights), process_group=process_group)
+            super().__init__(list(weights))
             # Not on the meta device, where a model may be made: the values would be lost.
             device = "cpu" if torch.get_default_device().type == "meta" else None
             numbers = list(weights.values())
@@ -103,8 +105,9 @@ class Constant(Scalarizer):
         else:
             if not isinstance(weights, Tensor):
                 check_tensors(None, weights=weights)  # which refuses them
-            super().__init__(weights.shape, process_group=process_group)
+            super().__init__(weights.shape)
         self.register_hyperparameter("preference", weights)
+        self.process_group = process_group
 
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
         losses, mask = self.prepare(losses, mask)

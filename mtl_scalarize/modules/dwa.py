@@ -60,6 +60,8 @@ class DWA(Scalarizer):
         tensor(2.)
     """
 
+    settings = ("temperature",)
+
     # Empty until there is a shape, and not None, which torch's tools pass over.
     mean: Tensor
     count: Tensor
@@ -83,6 +85,7 @@ class DWA(Scalarizer):
                 f"`DWA(shape={temperature})`; if not, `DWA({temperature}.0)`."
             )
         self.temperature = temperature
+        self._awaits_step = False  # whether a call has learned since the last `step`
         self._register(dwa_init(0 if self.shape is None else self.shape, dtype=default_dtype()))
         self.process_group = process_group
 
@@ -105,6 +108,7 @@ class DWA(Scalarizer):
                     )
                 self._register(state)
             self.store(self.state, dwa_accumulate(state, losses.detach(), mask=mask))
+            self._awaits_step = not torch.compiler.is_compiling()
         return scalar
 
     def step(self) -> None:
@@ -116,7 +120,13 @@ class DWA(Scalarizer):
             ValueError: the ``temperature`` is not positive, or another rank made a call on losses
                 meanwhile.
         """
+        if not self.training and self._awaits_step:
+            self._warn_once(
+                "`step` did not close the epoch, for DWA is in `eval()`: call it before `eval()`, "
+                "or `scalarizer.train()` before it."
+            )
         if self.training and not self._is_open:
+            self._awaits_step = False
             if self.process_group is not None:
                 # As a call on losses without any task: what a rank in such a call would meet.
                 nothing = torch.zeros_like(self.mean)

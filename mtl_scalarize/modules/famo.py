@@ -1,6 +1,8 @@
 """The module of FAMO."""
 
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,6 +43,8 @@ class FAMO(Scalarizer):
     first learns from how the losses changed since the call before. If the batches differ, that
     change also contains the difference between the batches.
 
+    FAMO compares the tasks of one batch. If each batch has one task, in turn, it learns nothing.
+
     The functions are :func:`~mtl_scalarize.famo_combine`, which names the paper, and those beside
     it.
 
@@ -70,6 +74,8 @@ class FAMO(Scalarizer):
         tensor(1.)
     """
 
+    settings = ("lr", "weight_decay", "amortized", "min_losses")
+
     logits: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
@@ -98,10 +104,12 @@ class FAMO(Scalarizer):
         self.register_buffer("previous_losses", torch.empty_like(self.logits))
         self.register_hyperparameter("min_losses", 0.0 if min_losses is None else min_losses)
         self._awaits_update = False
+        self._called_on: weakref.ref[Tensor] | None = None
         self.reset()
         self.process_group = process_group
 
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
+        given = losses
         losses, mask = self.prepare(losses, mask)
         if self.learning and self.amortized:
             self._learn(losses, mask)
@@ -116,10 +124,12 @@ class FAMO(Scalarizer):
             if self._awaits_update:
                 self._warn_once(
                     "FAMO learned nothing from its last call in training: call "
-                    "`scalarizer.update(...)` once after every step of the optimizer, or make it "
-                    "with `amortized=True`."
+                    "`scalarizer.update(...)` once after every step of the optimizer (unless the "
+                    "step was skipped), or make it with `amortized=True`."
                 )
             self._awaits_update = not (self.amortized or torch.compiler.is_compiling())
+            if self._awaits_update and (first := _first(given)) is not None:
+                self._called_on = weakref.ref(first)
         return scalar
 
     def update(self, losses: Losses | Callable[[], Losses], mask: Tensor | None = None) -> None:
@@ -140,6 +150,11 @@ class FAMO(Scalarizer):
             ValueError: a shape differs from the module's, ``mask`` is not boolean, a name is
                 unknown, or the scalarizer has not been called before.
         """
+        if not self.training and self._awaits_update:
+            self._warn_once(
+                "`update` learned nothing, for FAMO is in `eval()`: call "
+                "`scalarizer.train()` before."
+            )
         if self.amortized or not self.training:
             return
         self._awaits_update = False
@@ -148,7 +163,13 @@ class FAMO(Scalarizer):
         if callable(losses):
             with torch.no_grad():
                 losses = losses()
+        given = losses
         losses, mask = self.by_position(losses, self._rank_mask if mask is None else mask)
+        if self._called_on is not None and self._called_on() is _first(given):
+            self._warn_once(
+                "`update` was given the losses of the call itself, which show no change: compute "
+                "them again, `scalarizer.update(lambda: losses_of(batch))`."
+            )
         if self._call_dtype is not None and losses.is_floating_point():
             losses = losses.to(self._call_dtype)  # or the rounding of the call would be a change
         self._learn(*self.over_ranks(losses, mask))
@@ -158,6 +179,9 @@ class FAMO(Scalarizer):
         super().reset()
         self.store(self.state, famo_init(self.logits.shape))
         self.previous_losses.fill_(torch.nan)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_called_on": None}
 
     @property
     def state(self) -> FAMOState:
@@ -182,3 +206,10 @@ class FAMO(Scalarizer):
         state = self.state
         new = famo_update(state, delta, lr=self.lr, weight_decay=self.weight_decay, mask=mask)
         self.store(state, new)
+
+
+def _first(losses: Losses) -> Tensor | None:
+    """One tensor of the losses, to recognise them by."""
+    if isinstance(losses, Tensor):
+        return losses
+    return next(iter(losses.values()), None)

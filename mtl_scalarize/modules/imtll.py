@@ -61,6 +61,8 @@ class IMTLL(Scalarizer):
         tensor([1., 1.])
     """
 
+    settings = ("eps",)
+
     log_scale: nn.Parameter
 
     def __init__(

@@ -37,6 +37,8 @@ class LogSum(Scalarizer):
         tensor(1.3863)
     """
 
+    settings = ("min_losses",)
+
     min_losses: float | Tensor
 
     def __init__(
@@ -46,8 +48,9 @@ class LogSum(Scalarizer):
         shape: Shape | None = None,
         process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
-        super().__init__(shape, process_group=process_group)
+        super().__init__(shape)
         self.register_hyperparameter("min_losses", 0.0 if min_losses is None else min_losses)
+        self.process_group = process_group
 
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
         losses, mask = self.prepare(losses, mask)

@@ -1,6 +1,6 @@
 """Tasks by name: in place of a shape, and in a call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,11 +18,16 @@ def names_and_shape(shape: Shape) -> tuple[Names | None, tuple[int, ...]]:
     entries = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
     names = tuple(entry for entry in entries if isinstance(entry, str))
     if not names:
+        if not isinstance(shape, (Sequence, str)) and isinstance(shape, Iterable):
+            raise TypeError(
+                "`shape` should be an int, or a list of ints or of names. "
+                f"Found a {type(shape).__name__}: use `list(...)`, in an order that stays."
+            )
         return None, as_shape(shape)
     if len(names) < len(entries):
         raise TypeError(f"`shape` should be all names or all ints. Found `shape = {shape!r}`.")
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise ValueError(f"`shape` should name each task once. Found {twice!r} twice.")
     return names, (len(names),)
 
@@ -34,8 +39,9 @@ def stack_by_name(losses: Mapping[str, Tensor], names: Names) -> tuple[Tensor, T
         TypeError: a loss is not a floating-point tensor.
         ValueError: there is no loss, a name is unknown, or a loss is not of shape ().
     """
+    known = set(names)
     for name, loss in losses.items():
-        if name not in names:
+        if name not in known:
             raise ValueError(f"`losses` should be of {listed(names)}. Found {name!r}.")
         label = f"losses[{name!r}]"
         check_tensors(None, **{label: loss})

@@ -51,6 +51,8 @@ class ReLoBRaLo(Scalarizer):
         True
     """
 
+    settings = ("temperature", "alpha", "rho")
+
     running_weights: Tensor
     first: Tensor
     last: Tensor

@@ -71,6 +71,8 @@ class Scalarizer(nn.Module, ABC):
         {'depth': tensor(1.), 'normals': tensor(0.5000)}
     """
 
+    #: The names of the hyperparameters that all ranks of a process group must have alike.
+    settings: tuple[str, ...] = ()
     #: Whether the task weights depend on neither losses nor state, so that ranks need no group.
     fixed_weights: bool = False
 
@@ -222,6 +224,10 @@ class Scalarizer(nn.Module, ABC):
                 are left to the checks of the pure functions.
         """
         losses, mask = self.by_position(losses, mask)
+        for name in self._tensors:  # FSDP moves the state by itself, not by `_apply`
+            tensor = getattr(self, name)
+            if tensor.device != losses.device and not losses.is_meta:
+                object.__setattr__(self, name, tensor.to(losses.device))
         if not torch.compiler.is_compiling() and not _in_backward():
             self._deferred = self.training and not torch.is_grad_enabled()
         if self.shape is not None and losses.shape != self.shape:
@@ -245,7 +251,10 @@ class Scalarizer(nn.Module, ABC):
                 "`losses` should be a tensor, for the tasks of this scalarizer have no names. "
                 "Found a mapping."
             )
-        losses, present = stack_by_name(losses, self.names)
+        by_name = losses
+        losses, present = stack_by_name(by_name, self.names)
+        if self._in_training:
+            self._warn_of_constants(by_name)
         check_tensors(mask, losses=losses)
         if mask is None:
             return losses, present
@@ -347,14 +356,22 @@ class Scalarizer(nn.Module, ABC):
     @process_group.setter
     def process_group(self, value: "dist.ProcessGroup | None") -> None:
         if value is not None:
-            dtype = next((tensor.dtype for _, tensor in self._state()), None)
-            description = {"class": type(self).__name__, "names": self.names}
-            share_state(self, description | {"shape": self.shape, "dtype": dtype}, value)
+            description: dict[str, object] = {"class": type(self).__name__}
+            description |= {"names": repr(self.names), "shape": self.shape}
+            description["dtype"] = next((tensor.dtype for _, tensor in self._state()), None)
+            for name in self.settings:
+                setting = getattr(self, name)
+                description[name] = repr(
+                    setting.tolist() if isinstance(setting, Tensor) else setting
+                )
+            share_state(self, description, value)
         self._group = _Group(value)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: a copy has no weights to read."""
-        return {**self.__dict__, "_last_call": None if self._last_call is None else ()}
+        # Of nn.Module: without what `compile()` has made, which would call the original.
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_last_call": None if self._last_call is None else ()}
 
     @property
     def _in_training(self) -> bool:
@@ -376,6 +393,11 @@ class Scalarizer(nn.Module, ABC):
                 )
 
     def _warn_of_waste(self, losses: Tensor) -> None:
+        if self._buffers and getattr(self, "_is_replica", False):
+            self._warn_once(
+                f"What {type(self).__name__} learns in a replica of `DataParallel` is lost: keep "
+                "the scalarizer outside of the module that is wrapped."
+            )
         if in_transform():
             return
         writes = len(self._buffers) > len(self._non_persistent_buffers_set)  # in training
@@ -389,6 +411,15 @@ class Scalarizer(nn.Module, ABC):
                 f"{type(self).__name__} does not learn in `eval()`, and the losses require "
                 "gradients: call `scalarizer.train()` in training, and use `torch.no_grad()` in "
                 "evaluation."
+            )
+
+    def _warn_of_constants(self, losses: Mapping[str, Tensor]) -> None:
+        graph = {name: loss.requires_grad for name, loss in losses.items()}
+        if len(set(graph.values())) == 2:
+            name = next(name for name in graph if not graph[name])
+            self._warn_once(
+                f"The loss of task {name!r} carries no gradient, but others do. If this batch "
+                "lacks the task, leave it out of the mapping: a 0 in its place is a loss of 0."
             )
 
     def _warn_if_ranks_drift(self) -> None:

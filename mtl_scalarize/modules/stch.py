@@ -44,6 +44,8 @@ class STCH(Scalarizer):
         tensor([5.0000e-01, 1.5295e-07])
     """
 
+    settings = ("mu", "preference", "reference")
+
     preference: Tensor | None
     reference: Tensor | None
 
@@ -57,10 +59,11 @@ class STCH(Scalarizer):
         process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         check_scalar("mu", mu, positive=True)
-        super().__init__(shape, process_group=process_group)
+        super().__init__(shape)
         self.mu = mu
         self.register_hyperparameter("preference", weights)
         self.register_hyperparameter("reference", reference)
+        self.process_group = process_group
 
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
         losses, mask = self.prepare(losses, mask)

@@ -62,6 +62,8 @@ class UW(Scalarizer):
         tensor([0.5000, 0.5000])
     """
 
+    settings = ("eps",)
+
     log_var: nn.Parameter
 
     def __init__(
