@@ -1,4 +1,5 @@
 # make demo: install what the demo needs and run it.   make test: lint, types, all tests.
+# make coverage: all tests, and the lines that none of them reached; twice as long.
 # make mutants: how many deliberate faults the tests notice; half an hour.
 # make bench: every benchmark, and bench.json.   make dist: wheel and sdist, checked and tried.
 # make docs: the guides and the API reference, in build/docs/index.html.
@@ -9,13 +10,16 @@ VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version(
 BIN := .venv/bin
 VENV := .venv/made-with-python-$(VERSION)
 
-.PHONY: bench clean demo dist docs lint mutants test types
+.PHONY: bench clean coverage demo dist docs lint mutants test types
 
 demo: .venv/installed-demo
 	$(BIN)/python examples/digits.py $(DEMO)
 
 test: lint types .venv/installed-ci
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(or $(PYTEST),--cov)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(PYTEST)
+
+coverage: .venv/installed-ci
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --cov
 
 # One after the other, on a machine with nothing else to do.
 bench: .venv/installed-ci

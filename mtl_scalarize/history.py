@@ -11,7 +11,7 @@ from torch import Tensor
 from .functional.checks import check_tensors
 from .functional.presence import fill_absent
 from .modules import Scalarizer
-from .modules.scalarizer import warn_user
+from .modules.cautions import warn_user
 
 if TYPE_CHECKING:
     import numpy

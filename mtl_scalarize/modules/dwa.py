@@ -79,7 +79,7 @@ class DWA(Scalarizer):
         check_hyperparameter("temperature", temperature, positive=True)
         super().__init__(shape)
         if shape is None and isinstance(temperature, int) and temperature > 2:
-            self._warn_once(
+            self.warn_once(
                 f"DWA({temperature}) has the temperature {temperature} and finds its shape by "
                 f"itself. If {temperature} is the number of tasks, write "
                 f"`DWA(shape={temperature})`; if not, `DWA({temperature}.0)`."
@@ -121,7 +121,7 @@ class DWA(Scalarizer):
                 meanwhile.
         """
         if not self.training and self._awaits_step:
-            self._warn_once(
+            self.warn_once(
                 "`step` did not close the epoch, for DWA is in `eval()`: call it before `eval()`, "
                 "or `scalarizer.train()` before it."
             )

@@ -122,7 +122,7 @@ class FAMO(Scalarizer):
             where, _ = measured(losses, mask=mask)
             self.store([self.previous_losses], [torch.where(where, losses, absent)])
             if self._awaits_update:
-                self._warn_once(
+                self.warn_once(
                     "FAMO learned nothing from its last call in training: call "
                     "`scalarizer.update(...)` once after every step of the optimizer (unless the "
                     "step was skipped), or make it with `amortized=True`."
@@ -151,7 +151,7 @@ class FAMO(Scalarizer):
                 unknown, or the scalarizer has not been called before.
         """
         if not self.training and self._awaits_update:
-            self._warn_once(
+            self.warn_once(
                 "`update` learned nothing, for FAMO is in `eval()`: call "
                 "`scalarizer.train()` before."
             )
@@ -166,7 +166,7 @@ class FAMO(Scalarizer):
         given = losses
         losses, mask = self.by_position(losses, self._rank_mask if mask is None else mask)
         if self._called_on is not None and self._called_on() is _first(given):
-            self._warn_once(
+            self.warn_once(
                 "`update` was given the losses of the call itself, which show no change: compute "
                 "them again, `scalarizer.update(lambda: losses_of(batch))`."
             )

@@ -1,7 +1,5 @@
 """What all methods share."""
 
-import sys
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from ..functional.checks import (
     check_tensors,
 )
 from ..functional.precision import at_least_float32
+from .cautions import caution_of_constants, caution_of_ranks, caution_of_waste, warn_user
 from .names import Names, Shape, listed, names_and_shape, stack_by_name
 
 #: What a scalarizer takes: the losses as one tensor, or as 0-d tensors by name.
@@ -233,7 +232,8 @@ class Scalarizer(nn.Module, ABC):
         if self.shape is not None and losses.shape != self.shape:
             check_shape("losses", losses, self.shape, "scalarizer")
         self._check_precision()
-        self._warn_of_waste(losses)
+        if not in_transform():
+            caution_of_waste(self, losses)
         if not self._in_training:
             return losses, mask
         self._rank_mask = None if self.process_group is None else mask
@@ -254,7 +254,7 @@ class Scalarizer(nn.Module, ABC):
         by_name = losses
         losses, present = stack_by_name(by_name, self.names)
         if self._in_training:
-            self._warn_of_constants(by_name)
+            caution_of_constants(self, by_name)
         check_tensors(mask, losses=losses)
         if mask is None:
             return losses, present
@@ -263,7 +263,7 @@ class Scalarizer(nn.Module, ABC):
     def over_ranks(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The second half of :meth:`prepare`: the losses and the mask of the whole batch."""
         if self.process_group is None:
-            self._warn_if_ranks_drift()
+            caution_of_ranks(self)
             return losses, mask
         check_tensors(mask, losses=losses)
         state = next((tensor for _, tensor in self._state()), None)
@@ -392,51 +392,8 @@ class Scalarizer(nn.Module, ABC):
                     "outside of the module that is wrapped, or exclude it from mixed precision."
                 )
 
-    def _warn_of_waste(self, losses: Tensor) -> None:
-        if self._buffers and getattr(self, "_is_replica", False):
-            self._warn_once(
-                f"What {type(self).__name__} learns in a replica of `DataParallel` is lost: keep "
-                "the scalarizer outside of the module that is wrapped."
-            )
-        if in_transform():
-            return
-        writes = len(self._buffers) > len(self._non_persistent_buffers_set)  # in training
-        if self._in_training and self._parameters and not losses.requires_grad:
-            self._warn_once(
-                "The losses carry no gradient, so that the network learns nothing: combine them "
-                "by `torch.stack(losses)`, not by `torch.tensor(losses)`."
-            )
-        elif not self.training and writes and losses.requires_grad and torch.is_grad_enabled():
-            self._warn_once(
-                f"{type(self).__name__} does not learn in `eval()`, and the losses require "
-                "gradients: call `scalarizer.train()` in training, and use `torch.no_grad()` in "
-                "evaluation."
-            )
-
-    def _warn_of_constants(self, losses: Mapping[str, Tensor]) -> None:
-        graph = {name: loss.requires_grad for name, loss in losses.items()}
-        if len(set(graph.values())) == 2:
-            name = next(name for name in graph if not graph[name])
-            self._warn_once(
-                f"The loss of task {name!r} carries no gradient, but others do. If this batch "
-                "lacks the task, leave it out of the mapping: a 0 in its place is a loss of 0."
-            )
-
-    def _warn_if_ranks_drift(self) -> None:
-        if self.fixed_weights or not (dist.is_available() and dist.is_initialized()):
-            return
-        if dist.get_world_size() > 1:
-            message = (
-                f"{type(self).__name__} has no process group: each of the {dist.get_world_size()} "
-                "ranks balances by its own losses alone. "
-                "Pass `process_group=torch.distributed.group.WORLD`."
-            )
-            if torch.compiler.is_compiling():
-                _warn_while_tracing(message)
-            else:
-                self._warn_once(message)
-
-    def _warn_once(self, message: str) -> None:
+    def warn_once(self, message: str) -> None:
+        """Warn at the user's line, if not yet of the same. In a compiled graph, do nothing."""
         if not torch.compiler.is_compiling() and message not in self._warned:
             self._warned.add(message)
             warn_user(message)
@@ -503,18 +460,6 @@ def _in_backward() -> bool:
 def in_transform() -> bool:
     """Whether a transform of `torch.func` is at work."""
     return torch._C._are_functorch_transforms_active()
-
-
-def warn_user(message: str) -> None:
-    """Warn at the user's line: the nearest caller that is neither torch nor this package."""
-    frame, level = sys._getframe(), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INTERNAL:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
-
-
-_INTERNAL = ("torch", __name__.split(".")[0])
-_warn_while_tracing = torch.compiler.assume_constant_result(warn_user)  # type: ignore[no-untyped-call]
 
 
 def shown(name: str, value: float | Tensor, default: float) -> str:
