@@ -31,6 +31,18 @@ plain sum    (-8.5, 7.5)        -0.38        -19.83            0.001       yes
             (-7.5, -0.5)        -0.38        -19.83            0.001       yes
                  (9, -1)        -0.38        -19.83            0.001       yes
 
+LogSum       (-8.5, 7.5)        -0.01          6.67           11.111        no
+                  (0, 0)        -0.25        -19.93            0.006       yes
+                  (9, 9)         0.69          0.86           11.427        no
+            (-7.5, -0.5)        -0.25        -19.93            0.006       yes
+                 (9, -1)        -1.99         -2.48            0.006       yes
+
+STCH         (-8.5, 7.5)         0.03          2.39            9.046        no
+                  (0, 0)        -1.51        -15.09            0.000       yes
+                  (9, 9)         0.24          0.71            9.058        no
+            (-7.5, -0.5)        -1.51        -15.09            0.000       yes
+                 (9, -1)        -1.51        -15.09            0.000       yes
+
 UW           (-8.5, 7.5)         0.13          6.88           11.381        no
                   (0, 0)        -1.99         -2.48            0.006       yes
                   (9, 9)         0.56          0.02           10.261        no
@@ -49,13 +61,14 @@ FAMO         (-8.5, 7.5)        -1.47        -15.51            0.002       yes
             (-7.5, -0.5)        -1.37        -16.33            0.006       yes
                  (9, -1)        -1.72        -12.34            0.008       yes
 
-Reached, of 5 starts: plain sum 4, UW 3, IMTL-L 3, FAMO 5. From the front: in the plane
-of the two numbers, in which it is 14 long. Reached: within 0.1 of the front.
+Reached, of 5 starts: plain sum 4, LogSum 3, STCH 3, UW 3, IMTL-L 3, FAMO 5.
+From the front: in the plane of the two numbers, in which it is 14 long.
+Reached: within 0.1 of the front.
 
-The other descents are caught in a valley. FAMO ends in the middle of the front, UW and IMTL-L near
-its ends, and the plain sum near the end at which the second, larger loss is least. With `--clip 1`
-the plain sum reaches 3, the others as many as without. (One thread of an AMD EPYC. Within a valley
-the last bit of a logarithm matters: another processor may end at another point of it.)
+The other descents are caught in a valley. FAMO and STCH end in the middle of the front, LogSum, UW
+and IMTL-L near its ends, and the plain sum near the end at which the second, larger loss is least.
+With `--clip 1` the plain sum reaches 3, the others as many as without. (One thread of an AMD EPYC.
+Within a valley the last bit of a logarithm matters: another processor may end at another point.)
 """
 
 import argparse
@@ -270,7 +283,7 @@ def draw_picture(paths: dict[str, Tensor], front: Tensor, path: Path) -> None:
         draw_contours(axes)
         draw_paths(axes, path_of, front, lambda x: x)
         arrived = (distance_to(front, path_of[-1]) < REACHED).sum()
-        axes.set_title(f"{method}: {arrived} of {len(STARTS)} arrive", weight="bold")
+        axes.set_title(f"{method}\n{arrived} of {len(STARTS)} arrive", weight="bold")
         axes.set_xlabel("$x_1$")
     for axes, path_of in zip(below, paths.values(), strict=True):
         draw_paths(axes, path_of, front, losses_of)

@@ -108,7 +108,7 @@ class DWA(Scalarizer):
                     )
                 self._register(state)
             self.store(self.state, dwa_accumulate(state, losses.detach(), mask=mask))
-            self._awaits_step = not torch.compiler.is_compiling()
+            self._note(_awaits_step=not torch.compiler.is_compiling())
         return scalar
 
     def step(self) -> None:

@@ -127,9 +127,9 @@ class FAMO(Scalarizer):
                     "`scalarizer.update(...)` once after every step of the optimizer (unless the "
                     "step was skipped), or make it with `amortized=True`."
                 )
-            self._awaits_update = not (self.amortized or torch.compiler.is_compiling())
+            self._note(_awaits_update=not (self.amortized or torch.compiler.is_compiling()))
             if self._awaits_update and (first := _first(given)) is not None:
-                self._called_on = weakref.ref(first)
+                self._note(_called_on=weakref.ref(first))
         return scalar
 
     def update(self, losses: Losses | Callable[[], Losses], mask: Tensor | None = None) -> None:

@@ -226,9 +226,9 @@ class Scalarizer(nn.Module, ABC):
         for name in self._tensors:  # FSDP moves the state by itself, not by `_apply`
             tensor = getattr(self, name)
             if tensor.device != losses.device and not losses.is_meta:
-                object.__setattr__(self, name, tensor.to(losses.device))
+                self._note(**{name: tensor.to(losses.device)})
         if not torch.compiler.is_compiling() and not _in_backward():
-            self._deferred = self.training and not torch.is_grad_enabled()
+            self._note(_deferred=self.training and not torch.is_grad_enabled())
         if self.shape is not None and losses.shape != self.shape:
             check_shape("losses", losses, self.shape, "scalarizer")
         self._check_precision()
@@ -236,8 +236,8 @@ class Scalarizer(nn.Module, ABC):
             caution_of_waste(self, losses)
         if not self._in_training:
             return losses, mask
-        self._rank_mask = None if self.process_group is None else mask
-        self._call_dtype = losses.dtype
+        own_mask = None if self.process_group is None else mask
+        self._note(_rank_mask=own_mask, _call_dtype=losses.dtype)
         return self.over_ranks(losses, mask)
 
     def by_position(self, losses: Losses, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -303,8 +303,7 @@ class Scalarizer(nn.Module, ABC):
         mask = None if mask is None else mask.clone()
         # The tensors of a transform are wrappers that end with it.
         call = () if in_transform() else (function, arguments, mask)
-        # Not by `setattr`: nn.Module would first look for a parameter or buffer of that name.
-        self.__dict__["_last_call"] = call
+        self._note(_last_call=call)
 
     def store(self, state: Iterable[Tensor], new: Iterable[Tensor]) -> None:
         """Write the tensors ``new`` into the buffers ``state``.
@@ -340,7 +339,7 @@ class Scalarizer(nn.Module, ABC):
             self._tensors[name] = value
         if value is not None:
             check_scalar_or_shape(name, value, self.shape, "losses")
-        object.__setattr__(self, name, value)
+        self._note(**{name: value})
 
     # What the tools of torch call.
 
@@ -377,6 +376,10 @@ class Scalarizer(nn.Module, ABC):
     def _in_training(self) -> bool:
         return self.training and torch.is_grad_enabled()
 
+    def _note(self, **attributes: Any) -> None:
+        """Set plain attributes, without nn.Module's look for parameters and buffers."""
+        self.__dict__.update(attributes)
+
     def _state(self) -> Iterator[tuple[str, Tensor]]:
         """The floating-point parameters and buffers, by name."""
         for name, tensor in (self._parameters | self._buffers).items():
@@ -384,8 +387,8 @@ class Scalarizer(nn.Module, ABC):
                 yield name, tensor
 
     def _check_precision(self) -> None:
-        for name, tensor in self._state():
-            if tensor.itemsize < 4:
+        for name, tensor in (*self._parameters.items(), *self._buffers.items()):
+            if tensor is not None and tensor.itemsize < 4 and tensor.is_floating_point():
                 raise ValueError(
                     f"`{name}` should be at least float32. Found `{name}.dtype = {tensor.dtype}`, "
                     "which something around the scalarizer has cast it to: keep the scalarizer "
@@ -428,7 +431,7 @@ class Scalarizer(nn.Module, ABC):
             tensor = getattr(self, name)
             like = fn(tensor.new_empty(0))
             tensor = given if tensor.is_meta else tensor
-            object.__setattr__(self, name, tensor.to(like.device, at_least_float32(like.dtype)))
+            self._note(**{name: tensor.to(like.device, at_least_float32(like.dtype))})
 
         def at_least_single(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
