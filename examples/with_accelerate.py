@@ -136,6 +136,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process:
         pairs = Pairs(*(values.to(accelerator.device) for values in test_pairs))
         print_metrics(args.method, accelerator.unwrap_model(network), pairs)
+    # Each of gloo's two threads keeps the tensors of its last collective. Were that the gathering
+    # above, the end of the process could wait for them for ever: give both something else to do.
+    for _ in range(2):
+        accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
