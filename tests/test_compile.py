@@ -1,6 +1,7 @@
 """`torch.compile` and `torch.export`: equal to eager, and one graph for a whole training."""
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -299,3 +300,13 @@ def test_a_stack_of_modules_advances_as_its_modules_one_by_one(method: Method) -
         verb("update", torch.stack([after(row) for row in losses]))
         assert_equal(scalars, one_by_one(index))
     assert_equal(parameters | buffers, stack(state_of(scalarizer) for scalarizer in scalarizers))
+
+
+def test_a_copy_of_a_scalarizer_compiled_in_place_is_its_own(method: Method) -> None:
+    original, losses = method.make((3,)), torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    original.compile(backend="aot_eager")
+    original(losses)
+    before = copy.deepcopy(original.state_dict())
+    for twin in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        twin(2 * losses)
+        assert_equal(original.state_dict(), before)

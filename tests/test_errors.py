@@ -73,6 +73,12 @@ CASES: list[Case] = [
         for shape in ("", True)
     ),
     (
+        lambda: UW({"a": L}.keys()),
+        TypeError,
+        "`shape` should be an int, or a list of ints or of names. Found a dict_keys: use "
+        "`list(...)`, in an order that stays.",
+    ),
+    (
         lambda: DWA(temperature=torch.tensor(-1.0)),
         ValueError,
         "`temperature` should be strictly positive. Found `temperature = -1.0`.",

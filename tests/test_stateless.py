@@ -43,6 +43,7 @@ def test_a_preference_follows_the_module_and_is_in_no_checkpoint(
     assert not [*scalarizer.buffers(), *scalarizer.state_dict()]
     assert str(scalarizer.to("meta")(L.to("meta")).device) == "meta"
     assert {getattr(scalarizer, name).device.type for name in names} == {"meta"}
+    assert type(scalarizer).__name__ in repr(scalarizer)  # reads no values
     scalarizer.to_empty(device="cpu").reset()
     assert torch.equal(scalarizer(L), expected)
 

@@ -193,9 +193,8 @@ def famo_delta(before: Tensor, after: Tensor, min_losses: float | Tensor = 0.0) 
     check_tensors(None, before=before, after=after)
     check_scalar_or_shape("min_losses", min_losses, after.shape, "before")
     before, after = in_common_dtype(before, after)
-    root = distances(
-        after, min_losses
-    ).sqrt()  # nan below the bound, where two wrong signs would cancel
+    # The root is nan below the bound, where two wrong signs would cancel.
+    root = distances(after, min_losses).sqrt()
     return torch.log1p((before - after) / root / root)
 
 

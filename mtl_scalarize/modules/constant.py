@@ -118,4 +118,5 @@ class Constant(Scalarizer):
     def extra_repr(self) -> str:
         if self.names is None:
             return f"weights={self.preference}"
-        return f"weights={dict(zip(self.names, self.preference.tolist(), strict=True))}"
+        numbers = self._tensors["preference"].tolist()  # as given: on meta there are no values
+        return f"weights={dict(zip(self.names, numbers, strict=True))}"
