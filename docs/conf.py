@@ -1,5 +1,7 @@
 """How Sphinx builds the site: `make docs`."""
 
+import subprocess
+import sys
 from importlib.metadata import version as version_of
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +56,16 @@ def _without_type(app: Any, what: str, name: str, obj: Any, options: Any, lines:
         lines[:0] = ["..", ""]
 
 
+def _run_first_training(app: Any) -> None:
+    """Make the output and the picture that `first.md` shows."""
+    folder = Path(app.srcdir) / "_output"
+    folder.mkdir(exist_ok=True)
+    with (folder / "first_training.txt").open("w") as output:
+        program = [sys.executable, Path(app.srcdir) / "first_training.py"]
+        subprocess.run(program, cwd=folder, stdout=output, check=True)
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx. A priority below 500 is before napoleon."""
+    app.connect("builder-inited", _run_first_training)
     app.connect("autodoc-process-docstring", _without_type, priority=400)

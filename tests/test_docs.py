@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from html.parser import HTMLParser
 from importlib.util import find_spec
@@ -40,14 +41,16 @@ def run(block: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if ".plot()" in BLOCKS[name]:
+    if ".plot(" in BLOCKS[name]:
         pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)  # some save a checkpoint or a picture
     # As torchrun would set them. Port 0 is any that is free.
     ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
     for variable, value in ranks.items():
         monkeypatch.setenv(variable, value)
-    run(BLOCKS[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # also those that other tests let pass
+        run(BLOCKS[name])
 
 
 def test_readme_and_every_guide_have_a_block() -> None:

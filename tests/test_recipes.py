@@ -1,4 +1,4 @@
-"""The loops of the guides `recipes.md`, `loop.md` and `distributed.md`, by their own functions.
+"""The loops of the guides `recipes.md`, `tuning.md` and `distributed.md`, by their own functions.
 
 What they train is compared with a plain training: one process, one call a step, the whole batch.
 """
