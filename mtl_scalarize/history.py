@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool1d
 
 from .functional.checks import check_tensors
 from .functional.presence import fill_absent
@@ -174,14 +175,23 @@ class History:
         frame: pandas.DataFrame = _needed("pandas").DataFrame(self.to_dict())
         return frame.set_index("step")
 
-    def plot(self) -> "Figure":
+    def plot(self, *, smooth: int = 1, title: str | None = None) -> "Figure":
         """A figure of the weights, the losses and the normalised losses over the steps.
 
         Lines for up to ten tasks, and a heat map with a row a task for more.
 
+        Args:
+            smooth: the width of a running mean, in steps. Each point is the mean of the recorded
+                values that are finite and at most ``smooth / 2`` steps away. The lines as recorded
+                are drawn faintly behind. 1 draws what is recorded.
+            title: of the figure.
+
         Raises:
+            ValueError: ``smooth`` is not a positive int.
             ImportError: matplotlib is not installed.
         """
+        if not isinstance(smooth, int) or smooth < 1:
+            raise ValueError(f"`smooth` should be a positive int. Found `smooth = {smooth}`.")
         lines = len(self.names) <= _MOST_LINES
         height = 9.0 if lines else 0.35 * len(self.names)  # inches: the names need a line each
         figure: Figure = _needed("matplotlib.figure").Figure(
@@ -195,20 +205,37 @@ class History:
         draw = self._draw_lines if lines else self._draw_map
         axes = figure.subplots(len(panels), sharex=True)
         for axis, (label, values) in zip(axes, panels.items(), strict=True):
-            draw(axis, label, values)
+            draw(axis, label, values, smooth)
         axes[-1].set_xlabel("step")
         if lines:
-            figure.legend(handles=axes[0].lines, loc="outside right upper")
+            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+        if title is not None:
+            figure.suptitle(title)
         return figure
 
-    def _draw_lines(self, axis: Any, label: str, values: Tensor) -> None:
-        for name, column in zip(self.names, values.T, strict=True):
-            axis.plot(self._steps, column, label=name)
+    def _smoothed(self, values: Tensor, smooth: int) -> Tensor:
+        width = 2 * (smooth // 2 // self._stride) + 1  # in rows
+        if smooth == 1 or not len(values):
+            return values
+
+        def mean(columns: Tensor) -> Tensor:
+            return avg_pool1d(columns.T, width, 1, width // 2, count_include_pad=False).T
+
+        usable = values.isfinite()
+        return mean(values.where(usable, 0)) / mean(usable.to(values.dtype))
+
+    def _draw_lines(self, axis: Any, label: str, values: Tensor, smooth: int) -> None:
+        smoothed = self._smoothed(values, smooth)
+        for name, column, raw in zip(self.names, smoothed.T, values.T, strict=True):
+            (line,) = axis.plot(self._steps, column, label=name)
+            if smooth > 1:
+                axis.plot(self._steps, raw, color=line.get_color(), alpha=0.3, zorder=1)
         axis.set_yscale(_scale_of(values))
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
 
-    def _draw_map(self, axis: Any, label: str, values: Tensor) -> None:
+    def _draw_map(self, axis: Any, label: str, values: Tensor, smooth: int) -> None:
+        values = self._smoothed(values, smooth)
         edges = [*self._steps, self._steps[-1] + self._stride] if self._steps else [0]
         mesh = axis.pcolormesh(edges, range(len(self.names) + 1), values.T, norm=_scale_of(values))
         axis.figure.colorbar(mesh, label=label)

@@ -243,6 +243,36 @@ def test_losses_that_are_not_positive_are_drawn_on_a_linear_scale() -> None:
         assert all(not isinstance(mesh.norm, LogNorm) for mesh in axis.collections)
 
 
+@pytest.mark.parametrize("tasks", [2, 11])
+@pytest.mark.parametrize("smooth", [7, 9, 1000])
+def test_a_smoothed_curve_is_the_mean_of_the_finite_values_around(tasks: int, smooth: int) -> None:
+    history = history_of(tasks, capacity=8)
+    recorded(history, 20)  # of which every fourth is kept
+    history.record(torch.tensor([torch.nan, torch.inf, *[3.0] * (tasks - 2)]))
+    figure = history.plot(smooth=smooth, title="by hand")
+    assert figure.get_suptitle() == "by hand"
+    steps = history.to_dict()["step"]
+    near = [abs(steps - step) <= smooth / 2 for step in steps]
+    for axis, values in zip(figure.axes, values_of(history), strict=False):
+        finite = values.where(values.isfinite(), torch.nan)
+        expected = torch.stack([finite[rows].nanmean(dim=0) for rows in near]).T
+        if tasks == 2:
+            assert [line.get_label() for line in axis.lines[::2]] == list(history.names)
+            curves = torch.stack([torch.tensor(line.get_ydata()) for line in axis.lines])
+            drawn, raw = curves[::2], curves[1::2]
+            torch.testing.assert_close(raw, values.T, equal_nan=True)
+        else:
+            drawn = torch.tensor(axis.collections[0].get_array().filled(torch.nan))
+        torch.testing.assert_close(drawn, expected, equal_nan=True)
+    History(UW(2)).plot(smooth=smooth)  # nothing to smooth is no error
+
+
+@pytest.mark.parametrize("smooth", [0, -1, 2.0, "9"])
+def test_smooth_is_a_positive_int(smooth: object) -> None:
+    with pytest.raises(ValueError, match=f"Found `smooth = {smooth}`"):
+        history_of(2).plot(smooth=smooth)
+
+
 def test_names_in_a_tall_plot_do_not_overlap() -> None:
     history = history_of(40)
     recorded(history, 5)
