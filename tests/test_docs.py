@@ -22,7 +22,7 @@ from mtl_scalarize import functional
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-TOOLS = ("sphinx", "myst_parser", "furo", "sphinx-mathjax-offline")
+TOOLS = ("sphinx", "myst_parser", "furo", "sphinx_design", "sphinx-mathjax-offline")
 
 # A block may stand in a list, and is then indented as a whole.
 FENCE = re.compile(r"^( *)```python\n(.*?)^\1```$", flags=re.M | re.S)
@@ -169,11 +169,24 @@ def test_every_public_name_is_in_the_reference(folder: Path, site: Site) -> None
     assert names <= ids
 
 
-def test_every_example_and_its_picture_is_shown(folder: Path, site: Site) -> None:
-    page = site[folder / "examples.html"]
-    shown = {Path(target).name for target in page.links + page.loaded}
-    files = (ROOT / "examples").iterdir()
-    assert {path.name for path in files if path.suffix in (".png", ".py")} <= shown
+def test_every_example_has_a_card_and_a_page_with_its_picture(folder: Path, site: Site) -> None:
+    gallery = site[folder / "examples.html"]
+    for program in (ROOT / "examples").glob("*.py"):
+        assert f"examples/{program.stem}.html" in gallery.links
+        page = site[folder / "examples" / f"{program.stem}.html"]
+        assert program.name in {Path(target).name for target in page.links}
+        picture = program.with_suffix(".png")
+        for shown in (gallery.loaded, page.loaded):
+            assert (picture.name in {Path(target).name for target in shown}) == picture.exists()
+
+
+def test_a_picture_leads_to_its_full_size_and_a_program_to_its_page(
+    folder: Path, site: Site
+) -> None:
+    for path, page in site.items():
+        if path != folder / "examples.html":  # whose thumbnails lead to pages
+            assert {target for target in page.loaded if "_images" in target} <= {*page.links}
+    assert "examples/population.html" in site[folder / "index.html"].links
 
 
 def test_no_markup_is_left_in_the_text(site: Site) -> None:
