@@ -34,12 +34,14 @@ mutants: .venv/installed-mutants
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell *.md docs mtl_scalarize tests examples benchmarks
 
 types: .venv/installed-test
 	$(BIN)/mypy
 
 docs: .venv/installed-docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
+	@echo "file://$(CURDIR)/build/docs/index.html"
 
 # Build, check, install into an empty environment, and run the README's first example there.
 dist: .venv/installed-dist
