@@ -79,7 +79,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from digits import CONSOLE, add_method_flag, chosen, make_table, picture_path, picture_style
+from digits import (
+    CONSOLE,
+    TOO_SHORT,
+    add_method_flag,
+    chosen,
+    make_table,
+    picture_path,
+    picture_style,
+)
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -275,7 +283,7 @@ def print_table(ends: dict[str, Tensor], front: Tensor) -> None:
 
 
 @picture_style
-def draw_picture(paths: dict[str, Tensor], front: Tensor, path: Path) -> None:
+def draw_picture(paths: dict[str, Tensor], front: Tensor, path: Path, quick: bool) -> None:
     """The paths of each method: above over the two numbers, below over the two losses."""
     figure = Figure(figsize=(18, 10), layout="constrained")
     above, below = figure.subplots(2, len(paths), sharex="row", sharey="row")
@@ -283,7 +291,8 @@ def draw_picture(paths: dict[str, Tensor], front: Tensor, path: Path) -> None:
         draw_contours(axes)
         draw_paths(axes, path_of, front, lambda x: x)
         arrived = (distance_to(front, path_of[-1]) < REACHED).sum()
-        axes.set_title(f"{method}\n{arrived} of {len(STARTS)} arrive", weight="bold")
+        outcome = "" if quick else f"\n{arrived} of {len(STARTS)} arrive"
+        axes.set_title(f"{method}{outcome}", weight="bold")
         axes.set_xlabel("$x_1$")
     for axes, path_of in zip(below, paths.values(), strict=True):
         draw_paths(axes, path_of, front, losses_of)
@@ -292,6 +301,8 @@ def draw_picture(paths: dict[str, Tensor], front: Tensor, path: Path) -> None:
     below[0].set_ylabel("second loss")
     handles, labels = above[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    if quick:
+        figure.suptitle(TOO_SHORT)
     figure.savefig(path, dpi=80)
 
 
@@ -360,7 +371,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             bar.set_description(name)
             paths[name] = descend(METHODS[name], steps, args.clip, bar.update)
     print_table({name: path[-1] for name, path in paths.items()}, front)
-    draw_picture(paths, front, args.out)
+    if args.quick:
+        print(f"\n{TOO_SHORT}")
+    draw_picture(paths, front, args.out, args.quick)
     print(f"\npicture: {args.out}")
 
 

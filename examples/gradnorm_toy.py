@@ -56,6 +56,7 @@ from typing import Any, NamedTuple
 import torch
 from digits import (
     CONSOLE,
+    TOO_SHORT,
     add_method_flag,
     chosen,
     count,
@@ -97,7 +98,7 @@ LINES = {
     "UW": ("#0072b2", "-"),
     "IMTL-L": ("#56b4e9", "--"),
     "DWA": ("#e69f00", "--"),
-    "ReLoBRaLo": ("#f0e442", ":"),
+    "ReLoBRaLo": ("#882255", ":"),
     "FAMO": ("#d55e00", "-"),
     "FAMO amortized": ("#cc79a7", "-"),
 }
@@ -200,7 +201,7 @@ def print_table(methods: Sequence[str], ends: Tensor) -> None:
 
 
 @picture_style
-def draw_picture(methods: Sequence[str], results: Tensor, path: Path) -> None:
+def draw_picture(methods: Sequence[str], results: Tensor, path: Path, quick: bool) -> None:
     """In training, the mean and the worst of the tasks; after it, each task."""
     figure = Figure(figsize=(18, 7), layout="constrained")
     mean, worst, tasks = figure.subplots(1, 3, sharey=True)
@@ -208,7 +209,7 @@ def draw_picture(methods: Sequence[str], results: Tensor, path: Path) -> None:
     draw_lines(mean, methods, epochs, results.mean(dim=-1))
     draw_lines(worst, methods, epochs, results.amax(dim=-1))
     draw_lines(tasks, methods, SCALES, results[:, :, -1], ".")
-    mean.set(xlabel="epoch", ylabel="test loss, of that before training")
+    mean.set(xlabel="epoch", ylabel="test loss over that before training\n← less is better")
     mean.set_ylim(0.4, 2.2)  # one seed of ReLoBRaLo leaves it for an epoch
     mean.set_title("mean of the tasks", weight="bold")
     worst.set(xlabel="epoch")
@@ -219,6 +220,8 @@ def draw_picture(methods: Sequence[str], results: Tensor, path: Path) -> None:
     for axes in (mean, worst):
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*mean.get_legend_handles_labels(), loc="outside lower center", ncols=9)
+    if quick:
+        figure.suptitle(TOO_SHORT)
     figure.savefig(path, dpi=80)
 
 
@@ -247,7 +250,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = chosen(list(METHODS), args)
     results = compare(methods, train_size, epochs, args.seeds or seeds)
     print_table(methods, results[:, :, -1])
-    draw_picture(methods, results, args.out)
+    if args.quick:
+        print(f"\n{TOO_SHORT}")
+    draw_picture(methods, results, args.out, args.quick)
     print(f"\npicture: {args.out}")
 
 

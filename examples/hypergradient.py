@@ -49,6 +49,7 @@ import torch
 from digits import (
     CONSOLE,
     TASKS,
+    TOO_SHORT,
     Network,
     Pairs,
     count,
@@ -275,7 +276,11 @@ def print_descents(experiments: Sequence[Experiment], descents: Sequence[Descent
 
 @picture_style
 def draw_picture(
-    experiments: Sequence[Experiment], descents: Sequence[Descent], scan: Scan, path: Path
+    experiments: Sequence[Experiment],
+    descents: Sequence[Descent],
+    scan: Scan,
+    path: Path,
+    quick: bool,
 ) -> None:
     figure = Figure(figsize=(18, 8), layout="constrained")
     panels = figure.subplot_mosaic(
@@ -283,15 +288,15 @@ def draw_picture(
     )
     curves, logits, lr, landscape = (panels[name] for name in ("curves", "logits", "lr", "scan"))
 
-    curves.set_title("Validation loss after 20 steps\n", weight="bold")
+    curves.set_title("Validation loss after 20 steps", weight="bold")
     for experiment, descent, colour in zip(experiments, descents, COLOURS, strict=True):
         curves.plot(descent.validation, color=colour, label=experiment.name)
         curves.plot(descent.test, color=colour, linestyle=":", linewidth=1.5)
     curves.plot([], color="grey", linestyle=":", linewidth=1.5, label="on the test pairs")
-    curves.set(xlabel="iteration of the tuning", ylabel="validation loss")
+    curves.set(xlabel="iteration of the tuning", ylabel="validation loss\n← less is better")
     curves.legend()
 
-    logits.set_title("FAMO's hyperparameters\n", weight="bold")
+    logits.set_title("FAMO's hyperparameters", weight="bold")
     hyper = descents[0].hyper
     for task, values in zip(TASKS, hyper["logits"].T, strict=True):
         logits.plot(values, color=task.colour, label=task.name)
@@ -301,7 +306,7 @@ def draw_picture(
     lr.set(xlabel="iteration of the tuning", ylabel="learning rate", ylim=(0, None))
     figure.legend(*logits.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
-    landscape.set_title("DWA's temperature\n", weight="bold")
+    landscape.set_title("DWA's temperature", weight="bold")
     landscape.plot(scan.temperatures, scan.validation, color="grey", linewidth=1.5, label="scan")
     for experiment, descent, colour in list(zip(experiments, descents, COLOURS, strict=True))[1:]:
         trail = descent.hyper["temperature"], descent.validation
@@ -310,6 +315,8 @@ def draw_picture(
     landscape.set(xlabel="temperature", xscale="log", ylabel="validation loss")
     landscape.xaxis.set_major_formatter("{x:g}")
     landscape.legend()
+    if quick:
+        figure.suptitle(TOO_SHORT)
     figure.savefig(path, dpi=110)
 
 
@@ -332,9 +339,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             bar.set_description(experiment.name)
             descents.append(tune(experiment, iterations, bar.update))
     print_descents(experiments, descents)
+    if args.quick:
+        print(f"\n{TOO_SHORT}")
     temperatures = torch.logspace(-1.2, 1.2, 121, dtype=torch.float64)
     validation = vmap(lambda t: experiments[1].loss({"temperature": t}))(temperatures)
-    draw_picture(experiments, descents, Scan(temperatures, validation), args.out)
+    draw_picture(experiments, descents, Scan(temperatures, validation), args.out, args.quick)
     print(f"\npicture: {args.out}")
 
 

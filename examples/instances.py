@@ -55,7 +55,15 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from digits import CONSOLE, add_method_flag, chosen, count, make_table, mean_and_std
+from digits import (
+    CONSOLE,
+    TOO_SHORT,
+    add_method_flag,
+    chosen,
+    count,
+    make_table,
+    mean_and_std,
+)
 from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -193,6 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             tables.append(table_of(methods, wrong, results))
     for table in tables:
         CONSOLE.print("", table)
+    if args.quick:
+        print(f"\n{TOO_SHORT}")
 
 
 if __name__ == "__main__":

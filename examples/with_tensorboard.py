@@ -21,6 +21,7 @@ from digits import (
     BATCH_SIZE,
     METHODS,
     TASKS,
+    TOO_SHORT,
     Network,
     Pairs,
     count,
@@ -99,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         with SummaryWriter(args.dir / method) as writer:
             epochs = args.epochs or (3 if args.quick else 30)
             train(method, pairs, epochs, args.seed, writer, args.every)
+    if args.quick:
+        print(TOO_SHORT)
     print(f"tensorboard --logdir {args.dir}")
 
 
