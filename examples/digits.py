@@ -351,8 +351,8 @@ def print_table(results: Results) -> None:
 @picture_style
 def draw_picture(results: Results, path: Path, quick: bool) -> None:
     """Above, the shares of the task weights in training; below, the metrics after it."""
-    figure = Figure(figsize=(18, 14), layout="constrained")
-    above, below = figure.subfigures(2, 1, squeeze=False, hspace=0.06)[:, 0]
+    figure = Figure(figsize=(18, 15.5), layout="constrained")
+    above, below = figure.subfigures(2, 1, squeeze=False, hspace=0.06, height_ratios=[4, 5])[:, 0]
 
     above.suptitle("How each method shares out its weights in training", size=18, weight="bold")
     others = list(zip(results.methods, results.shares, strict=True))[1:]
