@@ -91,7 +91,7 @@ picture_style = matplotlib.rc_context(
         "savefig.pad_inches": 0.25,
     }
 )
-# In every picture: where a method is better than what it is compared with.
+# The side of the baseline that is better, in every panel alike.
 BETTER = "#d3e6f5"
 TOO_SHORT = "quick run: too short to compare methods"
 
