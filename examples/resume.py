@@ -178,7 +178,7 @@ def take_step(training: Training, pairs: Pairs, precision: torch.dtype | None) -
 
 
 def fail(message: str) -> NoReturn:
-    sys.exit(f"resume.py: error: {message}")
+    sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
 
 
 def first_line(error: Exception) -> str:
