@@ -22,7 +22,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from mtl_scalarize import Scalarizer
@@ -80,6 +80,15 @@ PROGRAMS = {
     ),
     "gradnorm_toy": Program(
         (r"method +scale 1 +scale 4\.64 .*", rf"ReLoBRaLo( +{NUMBER}){{6}}"), flags=("--seeds=1",)
+    ),
+    "helmholtz": Program(
+        (
+            rf"fixed weight +weight 1( +{NUMBER}){{4}}",
+            rf"relative L2 error {NUMBER} after Adam, {NUMBER} after L-BFGS",
+        ),
+        flags=("--steps=2",),
+        # torch's own `jvp` scripts a function.
+        launcher=("-W", "error", "-W", "ignore:`torch.jit.script`:DeprecationWarning"),
     ),
     "hypergradient": Program(
         (
@@ -583,3 +592,64 @@ def test_each_member_of_a_population_is_trained_as_if_alone(sweep: str) -> None:
     )
     ends = torch.cat([field[:: everyone.runs] for field in together.state], dim=1)
     assert (torch.pdist(ends.double()) > 1e-6).all()  # each configuration ends elsewhere
+
+
+# The physics-informed network.
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def as_double(tree: Any) -> Any:
+    return tree_map(lambda v: v.double() if v.is_floating_point() else v, tree)
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_the_solution_has_no_residual_and_twice_the_solution_has_the_source() -> None:
+    program = import_module("helmholtz")
+    points = program.draw_points(torch.Generator().manual_seed(0))
+    exact = vmap(partial(program.residual, program.solution))(points.inside)
+    twice = vmap(partial(program.residual, lambda p: 2 * program.solution(p)))(points.inside)
+    source = (1 - 17 * torch.pi**2) * program.solution(points.inside)
+    torch.testing.assert_close(exact, torch.zeros_like(exact), rtol=0, atol=1e-12)
+    torch.testing.assert_close(twice, source, rtol=0, atol=1e-12)
+    assert program.solution(points.edges).abs().max() < 1e-14
+    assert {*points.edges.abs().amax(dim=2).flatten().tolist()} == {1.0}
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_each_method_trains_a_population_as_its_module_trains_one_network(tmp_path: Path) -> None:
+    program = import_module("helmholtz")
+    settings = program.Settings(steps=4, seeds=1)
+    together = program.train(as_double(program.begin(1)), settings, tmp_path, every=4)
+    values = [(m, value) for m in program.METHODS.values() for value in m.values.tolist()]
+    for index, (method, value) in enumerate(values):
+        network = program.make_network(0)
+        program.train_alone(network, method.module(value), settings, lambda: None)
+        member = {name: tensors[index] for name, tensors in together.parameters.items()}
+        alone = {name: tensor.detach() for name, tensor in network.named_parameters()}
+        torch.testing.assert_close(member, alone, rtol=1e-9, atol=1e-10)
+
+
+def test_a_killed_population_ends_as_one_that_was_never_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = import_module("helmholtz")
+    settings = program.Settings(steps=3, seeds=1)
+    whole = program.train(program.begin(1), settings, tmp_path / "whole", every=1)
+
+    def save_and_die(*args: Any, **options: Any) -> None:
+        save(*args, **options)
+        raise KeyboardInterrupt
+
+    save = program.save
+    monkeypatch.setattr(program, "save", save_and_die)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            program.train(program.begin(1), settings, tmp_path / "killed", every=1)
+    monkeypatch.undo()
+    assert_equal(program.train(program.begin(1), settings, tmp_path / "killed", every=1), whole)
