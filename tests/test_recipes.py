@@ -134,6 +134,11 @@ def linear(method: Method) -> bool:
     return all(torch.equal(weight, weights[0]) for weight in weights)
 
 
+@each_method
+def test_a_scalarizer_says_whether_it_is_linear(method: Method) -> None:
+    assert method.make(TASKS).linear == linear(method)
+
+
 @pytest.mark.parametrize("method", [*filter(linear, METHODS)], ids=str)
 def test_parts_equal_the_whole_batch(method: Method) -> None:
     found = trained(method, partial(in_parts, function="backward_in_parts"))

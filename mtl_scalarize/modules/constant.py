@@ -29,6 +29,7 @@ class Sum(Scalarizer):
     """
 
     fixed_weights = True
+    linear = True
 
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
         losses, mask = self.prepare(losses, mask)
@@ -54,6 +55,7 @@ class Mean(Scalarizer):
     """
 
     fixed_weights = True
+    linear = True
 
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
         losses, mask = self.prepare(losses, mask)
@@ -86,6 +88,7 @@ class Constant(Scalarizer):
     """
 
     fixed_weights = True
+    linear = True
     settings = ("preference",)
 
     preference: Tensor

@@ -61,6 +61,7 @@ class DWA(Scalarizer):
     """
 
     settings = ("temperature",)
+    linear = True
 
     # Empty until there is a shape, and not None, which torch's tools pass over.
     mean: Tensor

@@ -62,6 +62,7 @@ class IMTLL(Scalarizer):
     """
 
     settings = ("eps",)
+    linear = True
 
     log_scale: nn.Parameter
 

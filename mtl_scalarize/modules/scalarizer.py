@@ -74,6 +74,9 @@ class Scalarizer(nn.Module, ABC):
     settings: tuple[str, ...] = ()
     #: Whether the task weights depend on neither losses nor state, so that ranks need no group.
     fixed_weights: bool = False
+    #: Whether the task weights of a call do not depend on its losses, so that the gradients of a
+    #: batch in equal parts are the mean of those of the parts.
+    linear: bool = False
 
     __jit_unused_properties__: list[str]
 

@@ -63,6 +63,7 @@ class UW(Scalarizer):
     """
 
     settings = ("eps",)
+    linear = True
 
     log_var: nn.Parameter
 

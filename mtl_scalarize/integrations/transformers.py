@@ -1,0 +1,233 @@
+"""Hugging Face's ``Trainer``, with a scalarizer."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..check import check_optimizer
+from ..functional.precision import at_least_float32
+from ..functional.presence import fill_absent
+from ..modules import Scalarizer, Sum
+from ..modules.scalarizer import Losses
+
+#: The scalarizer's state in a checkpoint, beside ``model.safetensors`` and ``optimizer.pt``.
+SCALARIZER_FILE = "scalarizer.pt"
+
+
+class MultiTaskTrainer(Trainer):
+    """A ``Trainer`` whose model returns several losses, which a scalarizer combines.
+
+    The model returns a mapping with the entry ``"losses"``: a tensor with one loss per task, or a
+    mapping of name to 0-d loss. For another model, override :meth:`compute_losses`. This class does
+    the rest, for every method:
+
+    - the scalarizer is on the device, and in a distributed training it has the process group;
+    - its parameters are in the optimizer, with a learning rate of their own and no weight decay.
+      ``max_grad_norm`` clips the gradients of the model alone;
+    - it learns once a step, before a checkpoint of this step is written, and from the whole batch:
+      see below for gradient accumulation;
+    - its state is in every checkpoint, as ``scalarizer.pt``, and a resumed run is bit-identical;
+    - if its tasks have names, the logs have the losses and the task weights of the last step, as
+      ``loss_<name>`` and ``weight_<name>``;
+    - ``eval_loss`` is the plain sum, which keeps its meaning while the task weights change.
+
+    With ``gradient_accumulation_steps`` above 1, a step of Sum, Mean, Constant, UW, IMTL-L and DWA
+    has the mean of the gradients of its parts, and DWA counts each part as a batch. Every other
+    method needs the losses of the whole batch, which are the means over the parts that have the
+    task. So a forward pass of all parts without gradients comes first, and the step is that of the
+    whole batch. (Dropout draws anew in the second pass.)
+
+    Args:
+        *args: as for ``Trainer``.
+        scalarizer: combines the losses. It stays outside of the model.
+        scalarizer_lr: the learning rate of what UW and IMTL-L learn. The schedule of the model's
+            learning rate applies to it.
+        **options: as for ``Trainer``. An optimizer given as ``optimizers`` must have the parameters
+            of the scalarizer, without weight decay.
+
+    Raises:
+        ValueError: ``compute_loss_func`` or ``label_smoothing_factor`` is given, which would have
+            no effect; or there are several GPUs in one process.
+
+    Example::
+
+        trainer = MultiTaskTrainer(model, args, train_dataset=data, scalarizer=FAMO(["a", "b"]))
+        trainer.train()
+    """
+
+    _scalar: Tensor  # of the whole batch, if the step is in parts
+    _weights: Tensor  # its derivative in the losses of a part, times the number of parts
+
+    def __init__(
+        self, *args: Any, scalarizer: Scalarizer, scalarizer_lr: float = 1e-2, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        if self.compute_loss_func is not None or self.label_smoother is not None:
+            raise ValueError(
+                "`compute_loss_func` and `label_smoothing_factor` have no effect on the losses, "
+                "which are those of `compute_losses`: leave them out."
+            )
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"Each process should have one GPU. Found {self.args.n_gpu}: start the program by "
+                "`torchrun --nproc-per-node gpu`, or hide the others by CUDA_VISIBLE_DEVICES."
+            )
+        self.scalarizer = scalarizer.to(self.args.device)
+        # In a single process this is None.
+        self.scalarizer.process_group = torch.distributed.group.WORLD
+        self.scalarizer_lr = scalarizer_lr
+        self._parts: list[dict[str, Any]] = []
+        # Or the Trainer would not divide the scalar by the number of parts.
+        self.model_accepts_loss_kwargs = False
+        self.add_callback(_AfterStep(self))
+
+    def compute_losses(
+        self, model: nn.Module, inputs: dict[str, Any]
+    ) -> tuple[Losses, Mapping[str, Any]]:
+        """Compute the losses of a batch; to override for a model without the output ``"losses"``.
+
+        It is called a second time by FAMO after the step, and with gradient accumulation by some
+        methods before it: it should give the same losses for the same batch.
+
+        Args:
+            model: the model, as it is wrapped for the training.
+            inputs: the batch, on the device.
+
+        Returns:
+            The losses, as the scalarizer takes them, and the other outputs of the model.
+
+        Raises:
+            ValueError: the model returned no ``"losses"``.
+        """
+        outputs = model(**inputs)
+        if "losses" not in outputs:
+            raise ValueError(
+                "The model should return 'losses', a mapping or a tensor; or override "
+                f"`compute_losses`. Found {', '.join(map(repr, outputs))}."
+            )
+        others = dict(outputs)
+        return others.pop("losses"), others
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        """The scalar of the losses in training, and their sum in evaluation."""
+        training = torch.is_grad_enabled()
+        in_parts = training and len(self._parts) > 1 and not self.scalarizer.linear
+        if in_parts and not self._begun:
+            self._begin_parts()
+        losses, outputs = self.compute_losses(model, inputs)
+        if not training:
+            loss = Sum(self.scalarizer.names or self.scalarizer.shape)(losses)
+        elif in_parts:
+            loss = self._share_of_part(losses)
+        else:
+            loss = self.scalarizer(losses)
+            losses, mask = self.scalarizer.by_position(losses, None)
+            self._logged = losses.detach(), mask
+        return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(self, *args: Any) -> Any:
+        """The parts of the next step."""
+        self._parts, number = super().get_batch_samples(*args)
+        self._begun = False
+        return self._parts, number
+
+    def create_optimizer(self, *args: Any, **options: Any) -> torch.optim.Optimizer:
+        """The Trainer's optimizer, with a group for the parameters of the scalarizer."""
+        given = self.optimizer is not None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **options)
+        if not given:
+            learned = list(self.scalarizer.parameters())
+            group = {"params": learned, "lr": self.scalarizer_lr, "weight_decay": 0.0}
+            optimizer.add_param_group(group)
+        check_optimizer(self.scalarizer, optimizer)
+        return optimizer
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any
+    ) -> Any:
+        """Train, from the state of the scalarizer in the checkpoint if there is one."""
+        if self.model_init is not None:
+            self.scalarizer.reset()
+        folder = resume_from_checkpoint
+        if folder is True:
+            folder = get_last_checkpoint(self.args.output_dir)
+        if folder:
+            file = Path(folder) / SCALARIZER_FILE
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            self.scalarizer.load_state_dict(state)
+        return super().train(resume_from_checkpoint, *args, **options)
+
+    def save_model(self, output_dir: str | None = None, *args: Any, **options: Any) -> None:
+        """Save the model and the state of the scalarizer."""
+        super().save_model(output_dir, *args, **options)
+        if self.args.should_save:
+            file = Path(output_dir or self.args.output_dir) / SCALARIZER_FILE
+            torch.save(self.scalarizer.state_dict(), file)
+
+    def log(self, logs: dict[str, float], *args: Any) -> None:
+        """Log also the losses and the task weights, if the tasks have names."""
+        if "loss" in logs and self.scalarizer.names is not None:
+            losses, mask = self.scalarizer.over_ranks(*self._logged)
+            losses = fill_absent(losses, torch.nan, mask=mask)
+            for kind, values in (("loss", losses), ("weight", self.scalarizer.weights)):
+                for name, value in zip(self.scalarizer.names, values.tolist(), strict=True):
+                    logs[f"{kind}_{name}"] = value
+        super().log(logs, *args)
+
+    @torch.no_grad()
+    def _whole_batch(self) -> tuple[Tensor, Tensor]:
+        """The losses of the whole batch, and how many of its parts have each task."""
+        found, masks = [], []
+        for part in self._parts:
+            with self.compute_loss_context_manager():
+                losses, _ = self.compute_losses(self.model_wrapped, self._prepare_inputs(part))
+            losses, mask = self.scalarizer.by_position(losses, None)
+            found.append(fill_absent(losses.to(at_least_float32(losses.dtype)), 0.0, mask=mask))
+            masks.append(torch.ones_like(losses, dtype=torch.bool) if mask is None else mask)
+        number = torch.stack(masks).sum(dim=0)
+        return torch.stack(found).sum(dim=0) / number.clamp(min=1), number
+
+    def _begin_parts(self) -> None:
+        """Compute the scalar of the whole batch, before the first of its parts."""
+        losses, number = self._whole_batch()
+        self._logged = losses.detach(), number > 0
+        losses = losses.requires_grad_()
+        self._scalar = self.scalarizer(losses, number > 0)
+        (weights,) = torch.autograd.grad(self._scalar, losses, retain_graph=True)
+        self._weights = len(self._parts) * weights / number.clamp(min=1)
+        self._begun = True
+
+    def _share_of_part(self, losses: Losses) -> Tensor:
+        """The scalar as value; over the parts, the mean of the gradients is the scalar's."""
+        losses, mask = self.scalarizer.by_position(losses, None)
+        share = (self._weights * fill_absent(losses, 0.0, mask=mask)).sum()
+        # The gradient of what the scalarizer's own parameters learn comes with the first part.
+        share = share + len(self._parts) * self._scalar
+        self._scalar = self._scalar.detach()
+        return share - share.detach() + self._scalar
+
+
+class _AfterStep(TrainerCallback):
+    """Learns from each step and closes each epoch, before a checkpoint is written."""
+
+    def __init__(self, trainer: MultiTaskTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        scalarizer = self.trainer.scalarizer
+        scalarizer.zero_grad()  # the Trainer does so for the model alone
+        scalarizer.update(lambda: self.trainer._whole_batch()[0])
+        if float(state.epoch).is_integer():
+            scalarizer.step()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # A dataset without a length, or an epoch that a callback has ended.
+        if not (float(state.epoch).is_integer() or control.should_training_stop):
+            self.trainer.scalarizer.step()

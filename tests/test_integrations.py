@@ -1,0 +1,434 @@
+"""Training in a framework is training in a plain loop: what it ends with, and after a restart."""
+
+import csv
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import methods
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import Ranks
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+
+from mtl_scalarize import FAMO, UW, Scalarizer
+
+lightning = pytest.importorskip("lightning")
+transformers = pytest.importorskip("transformers")
+
+from accelerate.state import AcceleratorState  # noqa: E402
+from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+from lightning.pytorch.loggers import CSVLogger  # noqa: E402
+
+from mtl_scalarize.integrations.lightning import MultiTaskModule  # noqa: E402
+from mtl_scalarize.integrations.transformers import MultiTaskTrainer  # noqa: E402
+
+NAMES = ("depth", "normals", "edges")
+EPOCHS, STEPS, BATCH = 3, 3, 12
+#: By name, which can be sent to a rank; the functions of a row cannot.
+METHODS = {method.name: method for method in methods.METHODS}
+LINEAR = [name for name, row in METHODS.items() if row.make(NAMES).linear]
+
+Batch = dict[str, Tensor]
+State = dict[str, Tensor]
+
+pytestmark = [
+    # Lightning's own code uses torch's deprecated LeafSpec.
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+each_method = pytest.mark.parametrize("name", METHODS)
+each_with_state = pytest.mark.parametrize("name", [row.name for row in methods.STATEFUL])
+
+
+class Samples(Dataset[Batch]):
+    def __init__(self, size: int = BATCH * STEPS) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.features = torch.randn(size, 4, generator=generator)
+        self.labels = self.features[:, :3].cumsum(1) * torch.tensor([0.3, 1.0, 3.0])
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int | slice) -> Batch:
+        return {"features": self.features[index], "labels": self.labels[index]}
+
+
+class Stream(IterableDataset[Batch]):
+    """Nobody can tell its length."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(Samples().__getitem__, range(BATCH * STEPS))
+
+
+class Network(nn.Module):
+    """In evaluation its losses are others. What it and the scalarizer draw is always the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def forward(self, features: Tensor, labels: Tensor) -> dict[str, Any]:
+        torch.manual_seed(0)
+        outputs = self.layers(features) * (1.0 if self.training else 0.5)
+        return {"losses": (outputs - labels).square().mean(0), "logits": outputs}
+
+
+class LacksTasks(Network):
+    """A task without labels is not among the losses."""
+
+    def forward(self, features: Tensor, labels: Tensor) -> dict[str, Any]:
+        errors = torch.where(labels.isnan(), 0.0, self.layers(features) - labels.nan_to_num())
+        samples = (~labels.isnan()).sum(0)
+        means = zip(NAMES, errors.square().sum(0) / samples, samples, strict=True)
+        return {"losses": {name: loss for name, loss, number in means if number}}
+
+
+class WithoutLosses(Network):
+    def forward(self, features: Tensor, labels: Tensor) -> dict[str, Any]:
+        return {"logits": self.layers(features)}
+
+
+def scalarizer_of(name: str) -> Scalarizer:
+    return METHODS[name].make(NAMES)
+
+
+def optimizer_of(network: nn.Module, scalarizer: nn.Module, lr: float) -> torch.optim.Optimizer:
+    learned = {"params": scalarizer.parameters(), "lr": 2 * lr}
+    return torch.optim.AdamW([{"params": network.parameters()}, learned], lr, weight_decay=0.0)
+
+
+def state_of(network: nn.Module, scalarizer: nn.Module) -> State:
+    return {**network.state_dict(), **scalarizer.state_dict()}
+
+
+def assert_same(found: Any, expected: Any, tolerance: float = 0.0) -> None:
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def by_hand(name: str, max_norm: float = torch.inf) -> State:
+    network, scalarizer = Network(), scalarizer_of(name)
+    optimizer = optimizer_of(network, scalarizer, lr=0.01)
+    for _ in range(EPOCHS):
+        for batch in DataLoader(Samples(), BATCH):
+            optimizer.zero_grad()
+            scalarizer(network(**batch)["losses"]).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), max_norm)
+            optimizer.step()
+            scalarizer.update(lambda batch=batch: network(**batch)["losses"])
+        scalarizer.step()
+    return state_of(network, scalarizer)
+
+
+def forget_accelerator() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_garbage() -> Iterator[None]:
+    """Accelerate collects garbage in every training: not among all that was imported, please."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    forget_accelerator()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    with closing(Ranks(2, tmp_path_factory.mktemp("stores"))) as ranks:
+        yield ranks
+
+
+def as_torchrun_does() -> None:
+    rank, size = str(dist.get_rank()), str(dist.get_world_size())
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0"}
+    os.environ |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+
+
+# Hugging Face.
+
+
+def make_trainer(
+    scalarizer: Scalarizer,
+    folder: Path,
+    model: nn.Module | None = None,
+    data: Dataset[Batch] | None = None,
+    optimizers: tuple[Any, Any] = (None, None),
+    compute_loss_func: Any = None,
+    **options: Any,
+) -> MultiTaskTrainer:
+    forget_accelerator()
+    settings = {
+        "per_device_train_batch_size": BATCH,
+        "train_sampling_strategy": "sequential",
+        "num_train_epochs": EPOCHS,
+        "learning_rate": 0.01,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.1,
+        "optim": "adamw_torch",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    settings |= options
+    return MultiTaskTrainer(
+        Network() if model is None else model,
+        transformers.TrainingArguments(str(folder), **settings),
+        train_dataset=Samples() if data is None else data,
+        compute_loss_func=compute_loss_func,
+        optimizers=optimizers,
+        scalarizer=scalarizer,
+        scalarizer_lr=2 * settings["learning_rate"],
+    )
+
+
+def by_trainer(
+    name: str, folder: Path, data: Any = None, resume: str | None = None, **options: Any
+) -> State:
+    trainer = make_trainer(scalarizer_of(name), folder, data=data, **options)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(folder / resume))
+    return state_of(trainer.model, trainer.scalarizer)
+
+
+@each_method
+def test_the_trainer_takes_the_steps_of_a_plain_loop(name: str, tmp_path: Path) -> None:
+    assert_same(by_trainer(name, tmp_path), by_hand(name, max_norm=0.1))
+
+
+def test_the_end_of_a_stream_is_the_end_of_an_epoch(tmp_path: Path) -> None:
+    found = by_trainer("DWA", tmp_path, data=Stream(), max_steps=EPOCHS * STEPS)
+    expected = by_hand("DWA", max_norm=0.1)
+    # The last one is not closed: the training ends before.
+    assert_same(
+        *({key: state[key] for key in Network().state_dict()} for state in (found, expected))
+    )
+
+
+@each_method
+def test_the_trainer_in_parts_takes_the_steps_of_the_whole_batch(name: str, tmp_path: Path) -> None:
+    parts = {"per_device_train_batch_size": BATCH // 3, "gradient_accumulation_steps": 3}
+    found = by_trainer(name, tmp_path, **parts)
+    assert_same(found, by_hand(name, max_norm=0.1), tolerance=1e-5)
+
+
+def test_parts_that_lack_tasks_take_the_steps_of_the_whole_batch(tmp_path: Path) -> None:
+    """The last step of an epoch has fewer parts. Some parts lack a task, and so does a step."""
+    data, found = Samples(BATCH * STEPS - 4), []
+    data.labels[:4, 0] = torch.nan
+    data.labels[BATCH : 2 * BATCH, 1] = torch.nan
+    for parts in (1, 3):
+        options = {"per_device_train_batch_size": BATCH // parts}
+        options |= {"gradient_accumulation_steps": parts}
+        trainer = make_trainer(FAMO(NAMES), tmp_path, LacksTasks(), data, **options)
+        trainer.train()
+        columns = ["loss", "grad_norm", *(f"loss_{name}" for name in NAMES)]
+        logs = [[log[column] for column in columns] for log in trainer.state.log_history[:-1]]
+        found.append((state_of(trainer.model, trainer.scalarizer), logs))
+    assert_same(*found, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("step", [STEPS, STEPS + 1], ids=["end of an epoch", "within"])
+@each_with_state
+def test_the_trainer_resumes_bit_identically(name: str, step: int, tmp_path: Path) -> None:
+    whole = by_trainer(name, tmp_path, save_strategy="steps", save_steps=1)
+    assert_same(by_trainer(name, tmp_path, resume=f"checkpoint-{step}"), whole)
+
+
+def test_a_training_that_ends_within_an_epoch_resumes_bit_identically(tmp_path: Path) -> None:
+    by_trainer("DWA", tmp_path, max_steps=STEPS + 1, save_strategy="epoch")
+    found = by_trainer("DWA", tmp_path, resume=f"checkpoint-{STEPS + 1}")
+    assert_same(found, by_hand("DWA", max_norm=0.1))
+
+
+def by_trainer_on_a_rank(name: str, folder: Path) -> State:
+    as_torchrun_does()
+    trainer = make_trainer(scalarizer_of(name), folder, per_device_train_batch_size=BATCH // 2)
+    trainer.train()
+    if dist.get_rank() == 0:  # evaluation makes no collective, or this one would find no other
+        with torch.no_grad():
+            trainer.compute_loss(trainer.model, Samples()[:])
+    return state_of(trainer.model, trainer.scalarizer)
+
+
+@each_method
+def test_the_trainer_on_two_ranks_equals_one(name: str, ranks: Ranks, tmp_path: Path) -> None:
+    for state in ranks.run(by_trainer_on_a_rank, name, tmp_path, ranks=2):
+        assert_same(state, by_hand(name, max_norm=0.1), tolerance=1e-5)
+
+
+def test_the_trainer_looks_again_in_the_precision_of_the_call(tmp_path: Path) -> None:
+    scalarizer = FAMO(NAMES, weight_decay=0.0)
+    make_trainer(scalarizer, tmp_path, learning_rate=0.0, bf16=True).train()
+    assert scalarizer.updates.tolist() == 3 * [EPOCHS * STEPS]
+    assert scalarizer.logits.tolist() == [0, 0, 0]
+
+
+def test_the_trainer_logs_losses_and_weights_by_name(tmp_path: Path) -> None:
+    trainer = make_trainer(scalarizer_of("DWA"), tmp_path)
+    trainer.train()
+    losses = Network()(**Samples()[:BATCH])["losses"].tolist()
+    first, *_, last, _ = trainer.state.log_history
+    assert [first[f"loss_{name}"] for name in NAMES] == pytest.approx(losses)
+    assert [first[f"weight_{name}"] for name in NAMES] == [1, 1, 1]
+    weights = [last[f"weight_{name}"] for name in NAMES]
+    assert weights == trainer.scalarizer.weights.tolist() != [1, 1, 1]
+    scalar = sum(weight * last[f"loss_{name}"] for name, weight in zip(NAMES, weights, strict=True))
+    assert last["loss"] == pytest.approx(scalar)
+
+
+def test_evaluation_gives_the_sum_and_changes_nothing(tmp_path: Path) -> None:
+    trainer = make_trainer(scalarizer_of("FAMO amortized"), tmp_path)
+    trainer.train()
+    before = state_of(trainer.model, trainer.scalarizer)
+    before = {key: value.clone() for key, value in before.items()}
+    losses = trainer.model.eval()(**Samples()[:8])["losses"]
+    samples = [Samples()[index] for index in range(8)]
+    assert trainer.evaluate(samples)["eval_loss"] == pytest.approx(losses.sum().item())
+    assert trainer.predict(samples).predictions.shape == (8, 3)
+    assert_same(state_of(trainer.model, trainer.scalarizer), before)
+
+
+def test_every_trial_of_a_search_begins_with_a_new_scalarizer(tmp_path: Path) -> None:
+    trainer, states = make_trainer(scalarizer_of("FAMO"), tmp_path), []
+    trainer.model_init = Network
+    for _ in range(2):
+        trainer.train()
+        states.append(state_of(trainer.model, trainer.scalarizer))
+        states[-1] = {key: value.clone() for key, value in states[-1].items()}
+    assert_same(*states)
+
+
+NOT_OF_UW = torch.optim.SGD(Network().parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"compute_loss_func": print}, "`compute_loss_func` and `label_smoothing_factor` have no"),
+        ({"model": WithoutLosses()}, "The model should return 'losses'.* Found 'logits'"),
+        ({"optimizers": (NOT_OF_UW, None)}, "`optimizers` should have `log_var` of UW"),
+    ],
+)
+def test_the_trainer_refuses(options: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=expected):
+        make_trainer(UW(NAMES), tmp_path, **options).train()
+
+
+def test_the_trainer_refuses_several_gpus_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match=r"one GPU\. Found 2: start the program by `torchrun"):
+        make_trainer(UW(NAMES), tmp_path)
+
+
+# Lightning.
+
+
+class Module(MultiTaskModule, lightning.LightningModule):
+    def __init__(self, scalarizer: Scalarizer, lr: float = 0.01) -> None:
+        super().__init__()
+        self.network, self.scalarizer, self.lr = Network(), scalarizer, lr
+
+    def losses(self, batch: Batch) -> Tensor:
+        return self.network(**batch)["losses"]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return optimizer_of(self.network, self.scalarizer, self.lr)
+
+
+class Forgetful(Module):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.network.parameters(), lr=0.1)
+
+
+def fit(
+    module: Module, folder: Path, resume: str | None = None, batch: int = BATCH, **options: Any
+) -> State:
+    checkpoints = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=EPOCHS,
+        callbacks=[checkpoints],
+        **{"logger": False, "devices": 1, **options},
+        use_distributed_sampler=False,  # it would shuffle
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data, path = Samples(), None if resume is None else str(folder / resume)
+    order = DistributedSampler(data, trainer.world_size, trainer.global_rank, shuffle=False)
+    trainer.fit(module, DataLoader(data, batch, sampler=order), ckpt_path=path)
+    return state_of(module.network, module.scalarizer)
+
+
+def by_lightning(name: str, folder: Path, **options: Any) -> State:
+    return fit(Module(scalarizer_of(name)), folder, **options)
+
+
+@each_method
+def test_lightning_takes_the_steps_of_a_plain_loop(name: str, tmp_path: Path) -> None:
+    assert_same(by_lightning(name, tmp_path), by_hand(name))
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_lightning_in_parts_takes_the_steps_of_the_whole_batch(name: str, tmp_path: Path) -> None:
+    found = by_lightning(name, tmp_path, batch=BATCH // 3, accumulate_grad_batches=3)
+    assert_same(found, by_hand(name), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - LINEAR))
+def test_lightning_refuses_parts_of_what_is_not_linear(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`accumulate_grad_batches` should be 1 .* Found 3\."):
+        by_lightning(name, tmp_path, accumulate_grad_batches=3)
+
+
+@each_with_state
+def test_lightning_resumes_bit_identically_from_the_last_step_of_an_epoch(
+    name: str, tmp_path: Path
+) -> None:
+    whole = by_lightning(name, tmp_path)
+    assert_same(by_lightning(name, tmp_path, resume=f"step={STEPS}.ckpt"), whole)
+
+
+def by_lightning_on_a_rank(name: str, folder: Path) -> State:
+    as_torchrun_does()
+    return by_lightning(name, folder, batch=BATCH // 2, devices=2, strategy="ddp")
+
+
+@each_method
+def test_lightning_on_two_ranks_equals_one_process(name: str, ranks: Ranks, tmp_path: Path) -> None:
+    for state in ranks.run(by_lightning_on_a_rank, name, tmp_path, ranks=2):
+        assert_same(state, by_hand(name), tolerance=1e-5)
+
+
+def test_lightning_looks_again_in_the_precision_of_the_call(tmp_path: Path) -> None:
+    scalarizer = FAMO(NAMES, weight_decay=0.0)
+    fit(Module(scalarizer, lr=0.0), tmp_path, precision="bf16-mixed")
+    assert scalarizer.updates.tolist() == 3 * [EPOCHS * STEPS]
+    assert scalarizer.logits.tolist() == [0, 0, 0]
+
+
+def test_lightning_logs_losses_and_weights_by_name(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    fit(Module(scalarizer_of("Constant")), tmp_path, logger=logger, log_every_n_steps=1)
+    with open(logger.experiment.metrics_file_path) as file:
+        first = {name: float(text) for name, text in next(csv.DictReader(file)).items()}
+    losses = Network()(**Samples()[:BATCH])["losses"].tolist()
+    assert [first[f"loss/{name}"] for name in NAMES] == pytest.approx(losses)
+    assert [first[f"weight/{name}"] for name in NAMES] == [0.5, 1.25, 2.0]
+
+
+def test_lightning_refuses_an_optimizer_without_the_learned_weights(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`optimizers` should have `log_var` of UW"):
+        fit(Forgetful(UW(NAMES)), tmp_path)
