@@ -1,8 +1,7 @@
 """The digits demo as a LightningModule: every method, automatic optimisation, one process or many.
 
-The scalarizer is in five places of the module below: it is a submodule, so that checkpoints hold
-it; `setup` gives it the process group; `configure_optimizers` gives UW's and IMTL-L's parameters
-their own learning rate; `optimizer_step` calls `update`; and `on_train_epoch_end` calls `step`.
+`MultiTaskModule` does what a scalarizer needs; the module below says what the losses are, and gives
+UW's and IMTL-L's parameters their own learning rate.
 
     python examples/with_lightning.py --method UW             # 15 seconds on one core
     python examples/with_lightning.py --devices 2 --precision bf16-mixed
@@ -18,7 +17,8 @@ UW           96.1        94.8       1.75       17.7
 
 Two processes take the steps of one, up to rounding. On one or two, a run resumed from the end of an
 epoch is bit-identical to one that never stopped; on more, again up to rounding. In
-`checkpoints/lightning_logs` are the losses and the task weights of every tenth step.
+`checkpoints/lightning_logs` are the losses and the task weights of every tenth step, of the methods
+that have names here: all but "constant" and "STCH".
 
 FAMO's second forward pass is in training mode, as the first. In `eval()`, dropout and batch norm
 would change the losses, and FAMO would take this for the effect of the step. In training mode batch
@@ -52,6 +52,8 @@ from digits import (
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+from mtl_scalarize.integrations.lightning import MultiTaskModule
+
 try:
     from lightning import LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -60,16 +62,16 @@ except ImportError:
     sys.exit("with_lightning.py: error: needs lightning: pip install lightning")
 
 
-class Digits(LightningModule):
+class Digits(MultiTaskModule, LightningModule):
     def __init__(self, method: str) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.network = Network()
-        self.scalarizer = METHODS[method](len(TASKS))
+        self.scalarizer = METHODS[method]([task.name for task in TASKS])
 
-    def setup(self, stage: str) -> None:
-        # The process group exists by now; in a single process this is None.
-        self.scalarizer.process_group = torch.distributed.group.WORLD
+    def losses(self, batch: list[Tensor]) -> Tensor:
+        pairs = Pairs(*batch)
+        return task_losses(self.network(pairs.image), pairs)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = make_optimizer(self.network, self.scalarizer)
@@ -78,27 +80,6 @@ class Digits(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
-
-    def losses(self, batch: Pairs) -> Tensor:
-        return task_losses(self.network(batch.image), batch)
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        self.batch = Pairs(*batch)
-        losses = self.losses(self.batch)
-        total = self.scalarizer(losses)
-        for task, loss, weight in zip(TASKS, losses, self.scalarizer.weights, strict=True):
-            self.log_dict({f"loss/{task.name}": loss, f"weight/{task.name}": weight})
-        return total
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        # Not in `on_train_batch_end`: a ModelCheckpoint that counts steps saves before that hook,
-        # and a resumed run would miss this update.
-        with self.trainer.precision_plugin.forward_context():
-            self.scalarizer.update(lambda: self.losses(self.batch))
-
-    def on_train_epoch_end(self) -> None:
-        self.scalarizer.step()
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         pairs = Pairs(*batch)

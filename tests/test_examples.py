@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
@@ -28,7 +27,8 @@ from torch.utils._pytree import tree_map
 from mtl_scalarize import Scalarizer
 from mtl_scalarize.functional import fill_absent
 
-for package in ("accelerate", "lightning", "matplotlib", "rich", "sklearn", "tensorboard", "tqdm"):
+NEEDED = "accelerate lightning matplotlib rich sklearn tensorboard tqdm transformers"
+for package in NEEDED.split():
     pytest.importorskip(package, reason="the examples need it: pip install '.[examples]'")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -133,9 +133,15 @@ PROGRAMS = {
         writes="--dir=folder",
         flags=("--method=UW", "--epochs=1"),
     ),
+    "with_transformers": Program(
+        (rf"FAMO( +{NUMBER}){{3}}", "quick run: too short to compare methods"),
+        writes="--dir=folder",
+        flags=("--epochs=1",),
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+    ),
 }
 WRITERS = {name: program.writes for name, program in PROGRAMS.items() if program.writes}
-RESUMED = ("distributed", "with_accelerate", "with_lightning")  # and resume.py, below
+RESUMED = ("distributed", "with_accelerate", "with_lightning", "with_transformers")
 
 Load = Callable[[str], ModuleType]
 
@@ -159,12 +165,13 @@ def no_accelerator_left() -> Iterator[None]:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Import a program, and give it so few pairs of digits that an epoch has ten steps."""
+    """Import a program, and give it so few digits or sentences that an epoch has ten steps."""
 
     def load(name: str) -> ModuleType:
         program = import_module(name)
         pairs = partial(import_module("digits").load_pairs, train_size=2000, test_size=200)
         monkeypatch.setattr(program, "load_pairs", pairs, raising=False)
+        monkeypatch.setattr(program, "SENTENCES", 640, raising=False)
         return program
 
     return load
@@ -252,6 +259,8 @@ def test_a_path_that_cannot_be_written_gets_one_line(
         ("with_accelerate", "--resume={file.parent}", "holds no checkpoint of --method FAMO"),
         ("with_lightning", "--devices=1000", "--devices: invalid choice: 1000"),
         ("with_lightning", "--resume={file}", "holds no checkpoint of --method FAMO"),
+        ("with_transformers", "--accumulate=3", "--accumulate: invalid choice: 3"),
+        ("with_transformers", "--resume={file}", "--resume: no checkpoint of this program at"),
         ("with_tensorboard", "--method=guess", "--method: invalid choice: 'guess'"),
         ("with_tensorboard", "--dir={file.parent}", "UW is there already: remove it, or give"),
     ],
@@ -294,6 +303,7 @@ def test_a_wrong_launcher_gets_one_line(
         ("with_accelerate", "accelerate"),
         ("with_lightning", "lightning"),
         ("with_tensorboard", "torch.utils.tensorboard"),
+        ("with_transformers", "transformers"),
     ],
 )
 def test_a_missing_package_gets_one_line(
@@ -352,17 +362,6 @@ def test_the_loop_updates_after_each_step_and_steps_after_each_epoch(
     assert verbs.called == 2 * [*steps * ["call", "update"], "step"]
 
 
-def test_lightning_gives_the_scalarizer_the_process_group(tmp_path: Path) -> None:
-    model = import_module("with_lightning").Digits("FAMO")
-    store = dist.FileStore(str(tmp_path / "store"), 1)
-    dist.init_process_group("gloo", rank=0, world_size=1, store=store)
-    try:
-        model.setup("fit")
-        assert model.scalarizer.process_group is dist.group.WORLD
-    finally:
-        dist.destroy_process_group()
-
-
 # Runs that stop and go on.
 
 
@@ -373,10 +372,16 @@ def saved(path: Path) -> dict[str, Any]:
     if (lightning := path / "epoch=2.ckpt").exists():
         checkpoint = torch.load(lightning, weights_only=True)
         return {part: checkpoint[part] for part in ("state_dict", "optimizer_states", "loops")}
-    parts = ("custom_checkpoint_0.pkl", "optimizer.bin", "scheduler.bin")
-    state = {part: torch.load(path / "epoch-3" / part, weights_only=True) for part in parts}
+    if (path / "epoch-3").exists():
+        path, parts = (
+            path / "epoch-3",
+            ("custom_checkpoint_0.pkl", "optimizer.bin", "scheduler.bin"),
+        )
+    else:
+        path, parts = path / "checkpoint-30", ("scalarizer.pt", "optimizer.pt", "scheduler.pt")
+    state = {part: torch.load(path / part, weights_only=True) for part in parts}
     load_file = import_module("safetensors.torch").load_file
-    return state | load_file(path / "epoch-3" / "model.safetensors")
+    return state | load_file(path / "model.safetensors")
 
 
 @pytest.mark.parametrize("method", ["DWA", "FAMO"])
@@ -389,6 +394,7 @@ def test_a_resumed_run_is_bit_identical_to_one_that_never_stopped(
     resume = {
         "with_lightning": [f"--resume={whole}/epoch=1.ckpt"],
         "with_accelerate": [f"--resume={whole}/epoch-2"],
+        "with_transformers": [f"--resume={whole}/checkpoint-20"],
         "distributed": [],
     }[name]
     program.main([f"--method={method}", "--epochs=3", f"{flag}={whole}"])
