@@ -29,6 +29,7 @@ extensions = [
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["transformers"]
 autodoc_typehints_format = "short"
 add_function_parentheses = False
 add_module_names = False

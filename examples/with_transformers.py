@@ -3,7 +3,7 @@
 Sentences of sixteen words from a language of ten are made here. The encoder, a BERT of random
 weights, is asked for the most frequent word of a sentence, for whether it ends with the word that
 it begins with, and for each word whether it has occurred before. The losses are cross entropies: a
-sum over the sentence for the words, which begins at about 11, while the others begin at 2.3 and 0.7.
+sum over the sentence for the words, which begins at about 11; the others begin at 2.3 and 0.7.
 
 A scalarizer asks two things of a program with a Trainer: the model returns the losses, and
 `MultiTaskTrainer` takes the place of `Trainer`.

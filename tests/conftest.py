@@ -1,5 +1,8 @@
 """Hypothesis profiles (`--hypothesis-profile=long`, and `mutants` for mutmut), and `--long`."""
 
+import sys
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 
@@ -20,3 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def steps(request: pytest.FixtureRequest) -> int:
     """How many steps a long run takes."""
     return 100_000 if request.config.getoption("--long") else 10_000
+
+
+@pytest.fixture
+def no_accelerator_left() -> Iterator[None]:
+    """Accelerate keeps its settings for the process; a later test has others."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)

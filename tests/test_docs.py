@@ -39,10 +39,17 @@ def run(block: str) -> dict[str, Any]:
     return scope
 
 
+# Lightning's own code uses torch's deprecated LeafSpec.
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+@pytest.mark.usefixtures("no_accelerator_left")
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if ".plot(" in BLOCKS[name]:
         pytest.importorskip("matplotlib")
+    for framework in re.findall(r"^from (accelerate|lightning|transformers) ", BLOCKS[name], re.M):
+        pytest.importorskip(framework)
     monkeypatch.chdir(tmp_path)  # some save a checkpoint or a picture
     # As torchrun would set them. Port 0 is any that is free.
     ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}

@@ -39,6 +39,7 @@ SPREAD = f"{NUMBER} ± {NUMBER}"
 METRICS = rf"FAMO( +{NUMBER}){{4}}"
 
 pytestmark = [
+    pytest.mark.usefixtures("no_accelerator_left"),
     # Lightning's own code uses torch's deprecated LeafSpec.
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -154,13 +155,6 @@ def where_the_programs_are() -> Iterator[None]:
         for name in LAUNCHER:
             patch.delenv(name, raising=False)
         yield
-
-
-@pytest.fixture(autouse=True)
-def no_accelerator_left() -> Iterator[None]:
-    yield
-    if "accelerate.state" in sys.modules:
-        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ Batch = dict[str, Tensor]
 State = dict[str, Tensor]
 
 pytestmark = [
+    pytest.mark.usefixtures("no_accelerator_left"),
     # Lightning's own code uses torch's deprecated LeafSpec.
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -128,17 +129,12 @@ def by_hand(name: str, max_norm: float = torch.inf) -> State:
     return state_of(network, scalarizer)
 
 
-def forget_accelerator() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def little_garbage() -> Iterator[None]:
     """Accelerate collects garbage in every training: not among all that was imported, please."""
     gc.freeze()
     yield
     gc.unfreeze()
-    forget_accelerator()
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +162,7 @@ def make_trainer(
     compute_loss_func: Any = None,
     **options: Any,
 ) -> MultiTaskTrainer:
-    forget_accelerator()
+    AcceleratorState._reset_state(reset_partial_state=True)
     settings = {
         "per_device_train_batch_size": BATCH,
         "train_sampling_strategy": "sequential",

@@ -29,9 +29,8 @@ class MultiTaskTrainer(Trainer):
     - the scalarizer is on the device, and in a distributed training it has the process group;
     - its parameters are in the optimizer, with a learning rate of their own and no weight decay.
       ``max_grad_norm`` clips the gradients of the model alone;
-    - it learns once a step, before a checkpoint of this step is written, and from the whole batch:
-      see below for gradient accumulation;
-    - its state is in every checkpoint, as ``scalarizer.pt``, and a resumed run is bit-identical;
+    - it learns from each step before a checkpoint of this step is written. Its state is in every
+      checkpoint, as ``scalarizer.pt``, and a resumed run is bit-identical;
     - if its tasks have names, the logs have the losses and the task weights of the last step, as
       ``loss_<name>`` and ``weight_<name>``;
     - ``eval_loss`` is the plain sum, which keeps its meaning while the task weights change.
