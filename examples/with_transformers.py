@@ -8,13 +8,18 @@ sum over the sentence for the words, which begins at about 11; the others begin 
 A scalarizer asks two things of a program with a Trainer: the model returns the losses, and
 `MultiTaskTrainer` takes the place of `Trainer`.
 
-    python examples/with_transformers.py --method UW            # 00 seconds on one core
+    python examples/with_transformers.py --method UW           # 20 seconds on one core
     python examples/with_transformers.py --method UW --accumulate 4
     torchrun --nproc-per-node 2 examples/with_transformers.py --method UW
     python examples/with_transformers.py --method UW --resume checkpoints/checkpoint-400
     python examples/with_transformers.py --quick
 
-The first line prints, after the Trainer's own lines:
+The first line prints, after the Trainer's own lines (2 cores of an AMD EPYC):
+
+       most frequent same ends seen before
+method       % right   % right     % right
+──────────────────────────────────────────
+UW              92.0     100.0        99.7
 
 Two processes, or steps in several parts, take the steps of one process on the whole batch, up to
 rounding. A run resumed from a checkpoint is bit-identical to one that never stopped. The Trainer's

@@ -10,7 +10,6 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..check import check_optimizer
-from ..functional.precision import at_least_float32
 from ..functional.presence import fill_absent
 from ..modules import Scalarizer, Sum
 from ..modules.scalarizer import Losses
@@ -185,10 +184,9 @@ class MultiTaskTrainer(Trainer):
         """The losses of the whole batch, and how many of its parts have each task."""
         found, masks = [], []
         for part in self._parts:
-            with self.compute_loss_context_manager():
-                losses, _ = self.compute_losses(self.model_wrapped, self._prepare_inputs(part))
+            losses, _ = self.compute_losses(self.model_wrapped, self._prepare_inputs(part))
             losses, mask = self.scalarizer.by_position(losses, None)
-            found.append(fill_absent(losses.to(at_least_float32(losses.dtype)), 0.0, mask=mask))
+            found.append(fill_absent(losses, 0.0, mask=mask))
             masks.append(torch.ones_like(losses, dtype=torch.bool) if mask is None else mask)
         number = torch.stack(masks).sum(dim=0)
         return torch.stack(found).sum(dim=0) / number.clamp(min=1), number
