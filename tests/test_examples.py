@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
+from tqdm import tqdm
 
 from mtl_scalarize import Scalarizer
 from mtl_scalarize.functional import fill_absent
 
-NEEDED = "accelerate lightning matplotlib rich sklearn tensorboard tqdm transformers"
+NEEDED = "accelerate lightning matplotlib pandas rich sklearn tensorboard tqdm transformers"
 for package in NEEDED.split():
-    pytest.importorskip(package, reason="the examples need it: pip install '.[examples]'")
+    pytest.importorskip(package, reason="the examples need it: pip install '.[ci]'")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 KILLS = int(os.environ.get("KILLS", "2"))
@@ -58,6 +59,23 @@ class Program:
     compares: bool = True  # methods, for which a quick run is too short
     flags: tuple[str, ...] = ()  # that make `--quick` quicker
     launcher: tuple[str, ...] = ("-W", "error")
+    prepare: Callable[[Path], object] = lambda folder: None  # what it reads there
+
+
+def write_molecules(folder: Path) -> None:
+    """Random ones in the form of qm9pack's files, which have more columns."""
+    program, generator = import_module("qm9"), random.Random(0)
+
+    def molecule() -> dict[str, Any]:
+        elements = generator.choices("HCNOF", k=generator.randint(3, 9))
+        places = [[generator.uniform(-4, 4) for _ in range(3)] for _ in elements]
+        targets = {target.column: generator.uniform(-1, 1) for target in program.TARGETS}
+        return {"SMILES": "", "Elements": str(elements), "XYZ_Ang": str(places), **targets}
+
+    (folder / "molecules").mkdir()
+    for part in (1, 2, 3):
+        table = program.pd.DataFrame([molecule() for _ in range(40)])
+        table.to_csv(folder / "molecules" / f"qm9_part{part}.csv", index=False)
 
 
 PROGRAMS = {
@@ -114,6 +132,15 @@ PROGRAMS = {
             rf"FAMO +4( +{NUMBER} s){{2}} +{NUMBER}",
         ),
         flags=("--side=2", "--epochs=1"),
+    ),
+    "qm9": Program(
+        (
+            rf"FAMO +{SPREAD}( +{NUMBER}){{4}}",
+            rf"FAMO amortized( +{NUMBER}){{11}}",
+            rf" *0\.025 +0\.001 +{NUMBER}",
+        ),
+        flags=("--data=molecules", "--molecules=80", "--epochs=1"),
+        prepare=write_molecules,
     ),
     "resume": Program((METRICS,), writes="--dir=folder", compares=False, flags=("--epochs=1",)),
     "with_accelerate": Program(
@@ -185,6 +212,7 @@ def test_every_program_is_tested() -> None:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_it_runs(name: str, tmp_path: Path) -> None:
     program = PROGRAMS[name]
+    program.prepare(tmp_path)
     finished = subprocess.run(
         [
             *(sys.executable, *program.launcher, EXAMPLES / f"{name}.py", "--quick"),
@@ -248,6 +276,8 @@ def test_a_path_that_cannot_be_written_gets_one_line(
         ("famo_toy", "--clip=0", "--clip: expected a number above 0, found '0'"),
         ("instances", "--wrong=101", "--wrong: expected an integer from 0 to 100"),
         ("population", "--side=33", "--side: expected an integer from 1 to 32, found '33'"),
+        ("qm9", "--molecules=79", "--molecules: expected an integer from 80 to 130831"),
+        ("qm9", "--data={file.parent}", "error: no qm9_part*.csv in"),
         ("resume", "--amp=float8", "--amp: invalid choice: 'float8'"),
         ("with_accelerate", "--resume=nothing", "--resume: no directory 'nothing'"),
         ("with_accelerate", "--resume={file.parent}", "holds no checkpoint of --method FAMO"),
@@ -309,6 +339,16 @@ def test_a_missing_package_gets_one_line(
         import_module(name)
 
 
+def test_missing_molecules_get_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import_module("qm9")
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES)])  # without the package that holds them
+    monkeypatch.chdir(tmp_path)
+    line = complaint("qm9", [], capsys)
+    assert line.endswith(": error: needs qm9pack: pip install qm9pack")
+
+
 # The loop that serves every method.
 
 
@@ -335,7 +375,7 @@ class Verbs(Scalarizer):
 
 
 @pytest.mark.parametrize(
-    "name", ["digits", "gradnorm_toy", "instances", "resume", "with_tensorboard", *RESUMED]
+    "name", ["digits", "gradnorm_toy", "instances", "qm9", "resume", "with_tensorboard", *RESUMED]
 )
 def test_the_loop_updates_after_each_step_and_steps_after_each_epoch(
     name: str, short: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -348,6 +388,11 @@ def test_the_loop_updates_after_each_step_and_steps_after_each_epoch(
         program.train("FAMO", *program.make_examples(0, 400), 2, seed=0)
     elif name == "instances":
         program.train("FAMO", program.load(0, wrong=0.3)[0], 2, seed=0)
+    elif name == "qm9":
+        write_molecules(tmp_path)
+        monkeypatch.setattr(program, "BATCH_SIZE", 20)
+        data = program.split(program.load(tmp_path / "molecules", 80), seed=0)
+        program.train(data, range(11), "FAMO", {}, 1e-3, 0, epochs=2)
     else:
         flag, _, path = WRITERS[name].partition("=")
         program.main(["--method=FAMO", "--epochs=2", f"{flag}={tmp_path / path}"])
@@ -486,6 +531,35 @@ def test_a_checkpoint_of_other_settings_is_refused(
         assert difference in line
 
 
+class Stopped(tqdm):
+    """A progress bar that does not live to see the seventh training."""
+
+    def update(self, n: float | None = 1) -> bool | None:
+        if self.unit == "training" and self.n == 6:
+            raise KeyboardInterrupt
+        return super().update(n)
+
+
+def test_molecules_go_on_where_they_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    program = import_module("qm9")
+    write_molecules(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--quick", "--method=DWA", *PROGRAMS["qm9"].flags]
+    program.main([*flags, "--cache=whole"])
+    whole = capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "tqdm", Stopped)
+        with pytest.raises(KeyboardInterrupt):
+            program.main([*flags, "--cache=parts"])
+    before = {path: path.stat().st_mtime_ns for path in Path("parts").rglob("output.pkl")}
+    program.main([*flags, "--cache=parts"])
+    assert capsys.readouterr().out == whole
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(before) == 7
+
+
 # What a program claims.
 
 
@@ -569,6 +643,26 @@ def test_the_gradient_through_training_is_right_and_lowers_the_loss(index: int) 
     torch.testing.assert_close(gradient, differences, rtol=1e-6, atol=1e-9)
     descent = program.tune(experiment, iterations=4)
     assert descent.validation[-1] < descent.validation[0] - 5e-3
+
+
+def test_a_molecule_may_be_moved_turned_and_renumbered() -> None:
+    program, elements = import_module("qm9"), ["C", "O", "N", "H", "F"]
+    places = 2 * torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    turned = places @ torch.linalg.qr(torch.randn(3, 3)).Q + 1
+    kinds = [str(elements), str(elements[::-1]), str(elements)]
+    points = [str(values.tolist()) for values in (places, turned.flip(0), places.flip(0))]
+    one, same, other = program.describe(kinds, points)
+    torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-3)
+    assert (one - other).abs().max() > 0.1
+
+
+def test_energies_are_those_of_atomisation(tmp_path: Path) -> None:
+    program = import_module("qm9")
+    methane = {target.column: [-40.47893] for target in program.TARGETS}
+    methane |= {"Elements": ["['C','H','H','H','H']"], "XYZ_Ang": [str(torch.eye(5, 3).tolist())]}
+    program.pd.DataFrame(methane).to_csv(tmp_path / "qm9_part1.csv")
+    energy = program.load(tmp_path, 1).targets[0, 6] / 1000  # in eV
+    assert energy == pytest.approx(-395.999 / 23.0605, rel=1e-4)  # published in kcal/mol
 
 
 @pytest.mark.parametrize("sweep", ["famo_sweep", "dwa_sweep"])
