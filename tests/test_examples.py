@@ -137,7 +137,7 @@ PROGRAMS = {
         (
             rf"FAMO +{SPREAD}( +{NUMBER}){{4}}",
             rf"FAMO amortized( +{NUMBER}){{11}}",
-            rf" *0\.025 +0\.001 +{NUMBER}",
+            rf" *0\.025 +0\.001( +{NUMBER}){{3}}",
         ),
         flags=("--data=molecules", "--molecules=80", "--epochs=1"),
         prepare=write_molecules,
