@@ -34,7 +34,7 @@ ReLoBRaLo        temperature 0.1   0.385 ± 0.195        4.4       0.16         
 ReLoBRaLo        temperature 1     0.289 ± 0.057        3.6      0.093                 1.5
 SoftAdapt        temperature 1     0.377 ± 0.017        3.2       0.15                 1.1
 SoftAdapt        temperature 10    0.372 ± 0.093        2.8       0.13                   1
-UW               floor 1e-08       1.000 ± 0.000    6.9e+03    1.1e-08             9.1e+10
+UW               floor 1e-08       1.000 ± 0.000    6.9e+03    1.4e-08             1.4e+10
 UW               floor 100         0.397 ± 0.519    9.1e+02      0.023                  68
 LogSum           floor 1e-08       2.235 ± 2.139    6.9e+03        1.7               1e+11
 LogSum           floor 1           0.068 ± 0.016          1     0.0074                   2

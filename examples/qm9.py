@@ -1,12 +1,13 @@
 """Eleven properties of molecules: every method on QM9, the benchmark of the field's papers.
 
-One network predicts eleven properties of small organic molecules from their atoms and distances.
-On the standardised targets the losses that can be reached differ a thousandfold: a plain sum leaves
+One network predicts eleven properties of small organic molecules from their atoms and distances. On
+the standardised targets the losses that can be reached differ a thousandfold: a plain sum leaves
 the energies behind, whose losses are soon small. Papers train a network of message passing on
 110,000 molecules. This one is a multilayer perceptron on fixed descriptors and 10,000 molecules;
-2,000 others choose the learning rate of each method, of two, and 4,000 test it. A seed stands for
-one split, its initial weights and its order of batches. "constant" and "STCH" know what can be
-had: their weights are the inverse squares of the validation errors of a network for each target.
+2,000 others choose the learning rate of each method, of two, with the first seed; 4,000 test it. A
+seed stands for one split, its initial weights and its order of batches. "constant" and "STCH" know
+what can be had: their weights are the inverse squares of the validation errors of a network for
+each target.
 
     pip install 'mtl-scalarize[qm9]'          # brings the data, 104 MB
     python examples/qm9.py                    # 50 minutes on a busy core
@@ -98,6 +99,7 @@ import numpy as np
 import torch
 from digits import (
     CONSOLE,
+    TOO_SHORT,
     add_method_flag,
     chosen,
     count,
@@ -444,10 +446,11 @@ def print_tables(results: Results) -> None:
 
 
 @picture_style
-def draw_picture(results: Results, path: Path, title: str) -> None:
+def draw_picture(results: Results, path: Path, quick: bool) -> None:
     """By method: delta-m, the change of each target, and its share of the weights."""
     figure = Figure(figsize=(20, 8), layout="constrained")
-    figure.suptitle(title, size=18, weight="bold")
+    if quick:
+        figure.suptitle(TOO_SHORT)
     left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=[5, 6, 6])
     change = np.stack(
         [changes(tuned.errors[:, 2], results.alone[:, 2]) for tuned in results.methods.values()]
@@ -503,10 +506,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = chosen(list(METHODS), args)
     results = compare(methods, splits, epochs, Memory(args.cache, verbose=0))
     print_tables(results)
-    title = f"QM9: {size * 5 // 8:,} molecules, {epochs} epochs"
-    draw_picture(results, args.out, "" if args.quick else title)
+    draw_picture(results, args.out, args.quick)
     if args.quick:
-        print("\nquick run: too short to compare methods")
+        print(f"\n{TOO_SHORT}")
     print(f"\npicture: {args.out}")
 
 

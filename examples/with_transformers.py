@@ -34,7 +34,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from digits import CONSOLE, count, make_table, writable_directory
+from digits import CONSOLE, TOO_SHORT, count, make_table, writable_directory
 from digits import METHODS as METHODS_OF_DIGITS
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table.add_row(args.method, *(f"{metrics[f'eval_{task}']:.1f}" for task in TASKS))
         CONSOLE.print(table)
         if args.quick:
-            print("quick run: too short to compare methods")
+            print(TOO_SHORT)
     # The Trainer leaves the process group as it is. Gloo's threads could then abort the program.
     trainer.accelerator.end_training()
 
