@@ -693,6 +693,7 @@ def test_each_member_of_a_population_is_trained_as_if_alone(sweep: str) -> None:
 
 @pytest.fixture
 def double_precision() -> Iterator[None]:
+    import_module("helmholtz")  # its constants stay in single precision
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
