@@ -9,7 +9,7 @@ seed stands for one split, its initial weights and its order of batches. "consta
 what can be had: their weights are the inverse squares of the validation errors of a network for
 each target.
 
-    pip install 'mtl-scalarize[qm9]'          # brings the data, 104 MB
+    pip install '.[qm9]'                      # brings the data, 104 MB
     python examples/qm9.py                    # 50 minutes on a busy core
     python examples/qm9.py --method UW FAMO   # beside the plain sum, one method or several
     python examples/qm9.py --quick            # half a minute, to see that it runs
