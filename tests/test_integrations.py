@@ -101,6 +101,11 @@ class WithoutLosses(Network):
         return {"logits": self.layers(features)}
 
 
+class ReturnsTuple(Network):
+    def forward(self, features: Tensor, labels: Tensor) -> Any:
+        return tuple(super().forward(features, labels).values())
+
+
 def scalarizer_of(name: str) -> Scalarizer:
     return METHODS[name].make(NAMES)
 
@@ -319,7 +324,8 @@ NOT_OF_UW = torch.optim.SGD(Network().parameters(), lr=0.1)
     ("options", "expected"),
     [
         ({"compute_loss_func": print}, "`compute_loss_func` and `label_smoothing_factor` have no"),
-        ({"model": WithoutLosses()}, "The model should return 'losses'.* Found 'logits'"),
+        ({"model": WithoutLosses()}, "should return a mapping with 'losses'.* Found 'logits'"),
+        ({"model": ReturnsTuple()}, "should return a mapping with 'losses'.* Found a tuple"),
         ({"optimizers": (NOT_OF_UW, None)}, "`optimizers` should have `log_var` of UW"),
     ],
 )

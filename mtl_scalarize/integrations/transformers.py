@@ -100,13 +100,15 @@ class MultiTaskTrainer(Trainer):
             The losses, as the scalarizer takes them, and the other outputs of the model.
 
         Raises:
-            ValueError: the model returned no ``"losses"``.
+            ValueError: the model returned no mapping, or one without ``"losses"``.
         """
         outputs = model(**inputs)
-        if "losses" not in outputs:
+        by_name = isinstance(outputs, Mapping)
+        if not by_name or "losses" not in outputs:
+            found = ", ".join(map(repr, outputs)) if by_name else f"a {type(outputs).__name__}"
             raise ValueError(
-                "The model should return 'losses', a mapping or a tensor; or override "
-                f"`compute_losses`. Found {', '.join(map(repr, outputs))}."
+                "The model should return a mapping with 'losses', a mapping or a tensor; or "
+                f"override `compute_losses`. Found {found}."
             )
         others = dict(outputs)
         return others.pop("losses"), others
