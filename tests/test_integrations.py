@@ -307,6 +307,12 @@ def test_evaluation_gives_the_sum_and_changes_nothing(tmp_path: Path) -> None:
     assert_same(state_of(trainer.model, trainer.scalarizer), before)
 
 
+def test_losses_are_no_predictions_where_labels_are_missing(tmp_path: Path) -> None:
+    trainer = make_trainer(UW(NAMES), tmp_path, label_names=["more labels"])
+    samples = [Samples()[index] for index in range(8)]
+    assert trainer.predict(samples).predictions.shape == (8, 3)
+
+
 def test_every_trial_of_a_search_begins_with_a_new_scalarizer(tmp_path: Path) -> None:
     trainer, states = make_trainer(scalarizer_of("FAMO"), tmp_path), []
     trainer.model_init = Network

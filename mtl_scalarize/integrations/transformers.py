@@ -132,6 +132,21 @@ class MultiTaskTrainer(Trainer):
             self._logged = losses.detach(), mask
         return (loss, outputs) if return_outputs else loss
 
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **options: Any,
+    ) -> Any:
+        """The Trainer's. Of a batch without labels, too, the losses are no prediction."""
+        if ignore_keys is None:
+            config = getattr(self.model, "config", None)
+            ignore_keys = getattr(config, "keys_to_ignore_at_inference", ["past_key_values"])
+        ignore_keys = [*ignore_keys, "losses"]
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **options)
+
     def get_batch_samples(self, *args: Any) -> Any:
         """The parts of the next step."""
         self._parts, number = super().get_batch_samples(*args)
