@@ -447,3 +447,8 @@ def test_lightning_logs_losses_and_weights_by_name(tmp_path: Path) -> None:
 def test_lightning_refuses_an_optimizer_without_the_learned_weights(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`optimizers` should have `log_var` of UW"):
         fit(Forgetful(UW(NAMES)), tmp_path)
+
+
+def test_lightning_refuses_the_other_order_of_bases() -> None:
+    with pytest.raises(TypeError, match="should come before `LightningModule` in `Reversed`"):
+        type("Reversed", (lightning.LightningModule, MultiTaskModule), {})

@@ -50,6 +50,15 @@ class MultiTaskModule(_Base):
 
     scalarizer: Scalarizer
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Check that the hooks of ``LightningModule`` do not hide those of this class."""
+        super().__init_subclass__(**options)
+        before = [base.__name__ for base in cls.__mro__[: cls.__mro__.index(MultiTaskModule)]]
+        if "LightningModule" in before:
+            raise TypeError(
+                f"`MultiTaskModule` should come before `LightningModule` in `{cls.__name__}`."
+            )
+
     def losses(self, batch: Any) -> Losses:
         """Compute the losses of a batch, as the scalarizer takes them; to be defined.
 
