@@ -340,6 +340,11 @@ def test_the_trainer_refuses(options: dict[str, Any], expected: str, tmp_path: P
         make_trainer(UW(NAMES), tmp_path, **options).train()
 
 
+def test_the_trainer_refuses_a_class_as_scalarizer(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"should be a scalarizer, .* Found <class .*\.FAMO'>"):
+        make_trainer(FAMO, tmp_path)
+
+
 def test_the_trainer_refuses_several_gpus_in_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +371,11 @@ class Module(MultiTaskModule, lightning.LightningModule):
 class Forgetful(Module):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.network.parameters(), lr=0.1)
+
+
+class OwnStep(Module):
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.scalarizer(self.losses(batch))
 
 
 def fit(
@@ -447,6 +457,11 @@ def test_lightning_logs_losses_and_weights_by_name(tmp_path: Path) -> None:
 def test_lightning_refuses_an_optimizer_without_the_learned_weights(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`optimizers` should have `log_var` of UW"):
         fit(Forgetful(UW(NAMES)), tmp_path)
+
+
+def test_lightning_refuses_a_training_step_that_hides_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`training_step` should call `super"):
+        fit(OwnStep(FAMO(NAMES)), tmp_path)
 
 
 def test_lightning_refuses_the_other_order_of_bases() -> None:

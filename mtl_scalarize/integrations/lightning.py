@@ -107,6 +107,14 @@ class MultiTaskModule(_Base):
         """
         super().optimizer_step(*args, **options)
         with self.trainer.precision_plugin.forward_context():
-            self.scalarizer.update(lambda: self.losses(self._batch))
+            self.scalarizer.update(self._losses_again)
         if self.trainer.is_last_batch:
             self.scalarizer.step()
+
+    def _losses_again(self) -> Losses:
+        if not hasattr(self, "_batch"):
+            raise ValueError(
+                "`training_step` should call `super().training_step(batch, batch_idx)`: FAMO looks "
+                "at the losses of this batch a second time."
+            )
+        return self.losses(self._batch)

@@ -49,6 +49,7 @@ class MultiTaskTrainer(Trainer):
             of the scalarizer, without weight decay.
 
     Raises:
+        TypeError: ``scalarizer`` is not a :class:`~mtl_scalarize.Scalarizer`.
         ValueError: ``compute_loss_func`` or ``label_smoothing_factor`` is given, which would have
             no effect; or there are several GPUs in one process.
 
@@ -64,6 +65,10 @@ class MultiTaskTrainer(Trainer):
     def __init__(
         self, *args: Any, scalarizer: Scalarizer, scalarizer_lr: float = 1e-2, **options: Any
     ) -> None:
+        if not isinstance(scalarizer, Scalarizer):
+            raise TypeError(
+                f"`scalarizer` should be a scalarizer, such as `FAMO(3)`. Found {scalarizer!r}."
+            )
         super().__init__(*args, **options)
         if self.compute_loss_func is not None or self.label_smoother is not None:
             raise ValueError(
