@@ -10,7 +10,7 @@ turns it into the step of a whole population, in which each member has its own o
 
 The networks share one core and are therefore small: 32 wide, a sixth of those of `digits.py`.
 
-    python examples/population.py            # 17 minutes on a core that is not idle
+    python examples/population.py            # six minutes on one core
     python examples/population.py --quick    # a few seconds, to see that it runs
 
 draws the picture `population.png` and prints:
@@ -32,13 +32,13 @@ the plain sum; negative is better. Best and worst are by delta-m on these same d
 
        trainings   as one program   one by one   ratio
 ────────────────────────────────────────────────────────
-FAMO         256          375.9 s     1294.9 s     3.4
-DWA          272          487.8 s     1681.6 s     3.4
+FAMO         256          162.9 s      784.6 s     4.8
+DWA          272          114.8 s      714.9 s     6.2
 
 One by one: the same functions without vmap. At most 8 were timed; the time of
 all is extrapolated from the fastest. Both ways run on one thread.
 
-(Two cores of an AMD EPYC that other programs used as well, which slowed both ways down.)
+(2 cores of an AMD EPYC.)
 """
 
 import argparse
