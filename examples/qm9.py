@@ -87,6 +87,7 @@ the network of the papers does not suffer from it is not measured here.
 import argparse
 import sys
 import time
+import warnings
 from ast import literal_eval
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -502,6 +503,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("needs qm9pack: pip install qm9pack")
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    # joblib's advice on a slow machine: it describes the arrays beside each result.
+    warnings.filterwarnings("ignore", "Persisting input arguments")
     splits = [split(molecules, seed) for seed in range(seeds)]
     methods = chosen(list(METHODS), args)
     results = compare(methods, splits, epochs, Memory(args.cache, verbose=0))
