@@ -213,8 +213,8 @@ def _is_floating(leaf: Any) -> bool:
 @contextmanager
 def synchronization_forbidden() -> Iterator[None]:
     """Inside, whatever makes the host wait for the GPU raises."""
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")

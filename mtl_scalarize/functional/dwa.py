@@ -94,7 +94,14 @@ def dwa_accumulate(state: DWAState, losses: Tensor, *, mask: Tensor | None = Non
     check_tensors(mask, state=state.mean, losses=losses)
     change = (losses.to(state.mean.dtype) - state.mean) / (state.count + 1)
     counted, change = measured(change, mask=mask)
-    return state._replace(mean=state.mean + change, count=state.count + counted)
+    # Not `_replace`, which torch.compile below 2.12 does not trace.
+    return DWAState(
+        mean=state.mean + change,
+        count=state.count + counted,
+        last=state.last,
+        previous=state.previous,
+        weights=state.weights,
+    )
 
 
 def dwa_step(state: DWAState, temperature: float | Tensor = 2.0) -> DWAState:
