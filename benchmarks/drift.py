@@ -54,21 +54,21 @@ class Drift(NamedTuple):
         return self.so_far[-1]
 
 
-def losses_and_those_after(steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+def losses_and_those_after(steps: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Of each step, in float32: the losses of a batch, and of the same batch after the update."""
     generator = torch.Generator().manual_seed(0)
     first = torch.logspace(3, -3, TASKS)
     pace = torch.logspace(-5, -2, TASKS)
     for step in range(steps):
         noise, fall = torch.rand(2, TASKS, generator=generator)
-        losses = first * (0.1 + torch.exp(-pace * step)) * (0.5 + noise)
-        yield losses, losses * (1 - 0.01 * fall)
+        losses = (first * (0.1 + torch.exp(-pace * step)) * (0.5 + noise)).to(device)
+        yield losses, losses * (1 - 0.01 * fall.to(device))
 
 
-def drift(measure: Measure, steps: int) -> Drift:
-    narrow, wide = measure.make().float(), measure.make().double()
-    largest, found = torch.zeros((), dtype=torch.float64), Drift([], [])
-    for step, (losses, after) in enumerate(losses_and_those_after(steps), start=1):
+def drift(measure: Measure, steps: int, device: torch.device) -> Drift:
+    narrow, wide = (measure.make().to(device, dtype) for dtype in (torch.float32, torch.float64))
+    largest, found = torch.zeros((), dtype=torch.float64, device=device), Drift([], [])
+    for step, (losses, after) in enumerate(losses_and_those_after(steps, device), start=1):
         for scalarizer, dtype in ((narrow, torch.float32), (wide, torch.float64)):
             scalarizer(losses.to(dtype))
             scalarizer.update(after.to(dtype))
@@ -97,16 +97,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=1_000_000, help="default: 1,000,000")
+    parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it runs")
+    parser.add_argument("--steps", type=int, help="default: 1,000,000")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, default="drift.png", help="default: drift.png")
     args = parser.parse_args()
+    steps = args.steps or (2_000 if args.quick else 1_000_000)
     torch.set_num_threads(1)
     console = Console(width=100, highlight=False)
     drifts = {}
     for name, measure in MEASURES.items():
-        with console.status(f"{name}, {args.steps:,} steps"):
-            drifts[name] = drift(measure, args.steps)
-        console.print(f"{name}: {drifts[name].largest:.1e} after {args.steps:,} steps")
+        with console.status(f"{name}, {steps:,} steps"):
+            drifts[name] = drift(measure, steps, args.device)
+        console.print(f"{name}: {drifts[name].largest:.1e} after {steps:,} steps")
     plot(drifts, args.out)
 
 

@@ -49,9 +49,7 @@ def looks_back(scalarizer: object) -> bool:
 
 def looks_again(scalarizer: object) -> bool:
     """Whether there is an `update` to call with the losses after the model's step."""
-    return isinstance(scalarizer, torchjd.FAMO) or (
-        isinstance(scalarizer, ours.FAMO) and not scalarizer.amortized
-    )
+    return isinstance(scalarizer, ours.FAMO | torchjd.FAMO)
 
 
 def bare_step(scalarizer: Any, losses: Tensor, *, compiled: bool = False) -> Step:
@@ -63,6 +61,8 @@ def bare_step(scalarizer: Any, losses: Tensor, *, compiled: bool = False) -> Ste
     leaves = [losses]
     if isinstance(scalarizer, nn.Module):
         scalarizer.to(losses.device)
+        if isinstance(scalarizer, torchjd.Constant):  # whose weights do not follow
+            scalarizer.weights = scalarizer.weights.to(losses.device)
         leaves += scalarizer.parameters()
     combine = torch.compile(scalarizer, fullgraph=True) if compiled else scalarizer
 
@@ -88,6 +88,20 @@ def bare_step(scalarizer: Any, losses: Tensor, *, compiled: bool = False) -> Ste
         update(next(after))
 
     return step_and_update
+
+
+def ten_steps(step: Step, look_again: Step | None = None) -> Step:
+    """Ten steps as one call. After the first of them FAMO looks at the losses again."""
+
+    def steps() -> object:
+        last = step()
+        if look_again is not None:
+            look_again()
+        for _ in range(9):
+            last = step()
+        return last
+
+    return steps
 
 
 def mlp_and_batch(device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:

@@ -25,7 +25,7 @@ extensions = [
     "sphinx_design",
 ]
 
-# Guides are Markdown; docstrings stay what they are, reST with Google's sections.
+# Guides are Markdown, and docstrings are reST with Google's sections.
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
@@ -36,8 +36,8 @@ add_module_names = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 116
 
-# A name in a docstring that leads nowhere is an error, but for those of other packages: the build
-# asks no other site for its inventory.
+# A reference in a docstring that leads nowhere is an error. References to other packages are passed
+# over, because the build loads no inventory from another site.
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|matplotlib|nn|numpy|pandas|torch|typing)\..*"),
@@ -116,8 +116,8 @@ def _run_first_training(app: Any) -> None:
 
 
 def _without_type(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    # What stands before a colon in an attribute's first line, napoleon takes for its type: so the
-    # first line is an empty comment.
+    # napoleon takes the words before a colon in an attribute's first line for its type. An empty
+    # comment as the first line prevents this.
     if what in ("attribute", "property"):
         lines[:0] = ["..", ""]
 

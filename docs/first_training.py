@@ -37,8 +37,8 @@ def train(scalarizer):
         losses = losses_of(batch)
         optimizer.zero_grad()
         scalarizer(losses).backward()
-        optimizer.step()
         history.record(losses)
+        optimizer.step()
 
     (batch,) = make_batches(1, 2000, seed=2)
     with torch.no_grad():

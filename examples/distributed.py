@@ -1,8 +1,9 @@
 """Data-parallel training that equals training in one process, and may be stopped at any time.
 
 The demo of `digits.py` on several ranks, with any method. Each rank takes its slice of every batch,
-`DistributedDataParallel` averages the gradients, and the scalarizer is given a `process_group`: the
-task weights then follow from the losses of the whole batch, and are the same on every rank.
+`DistributedDataParallel` averages the gradients, and `scalarizer.synchronize()` lets the ranks
+balance together: the task weights then follow from the losses of the whole batch, and are the same
+on every rank.
 
     torchrun --nproc-per-node 2 examples/distributed.py --method UW        # 20 seconds on two cores
     torchrun --nproc-per-node 2 examples/distributed.py --checkpoint run.pt     # again: it goes on
@@ -126,7 +127,9 @@ def join_ranks(backend: str) -> Ranks:
 def begin(method: str, seed: int, ranks: Ranks, dtype: torch.dtype) -> Training:
     torch.manual_seed(seed)
     network = Network().to(ranks.device, dtype)
-    scalarizer = METHODS[method](len(TASKS), process_group=ranks.group).to(ranks.device, dtype)
+    scalarizer = METHODS[method](len(TASKS)).to(ranks.device, dtype)
+    if ranks.group is not None:
+        scalarizer.synchronize(ranks.group)
     optimizer = make_optimizer(network, scalarizer)
     return Training(network, scalarizer, optimizer, torch.Generator().manual_seed(seed))
 
@@ -150,12 +153,14 @@ def train(
     losses_of(pairs.take(torch.arange(1))).sum().backward()
     for epoch in epochs:
         shuffled = torch.randperm(len(pairs.image), generator=order).to(ranks.device)
-        for whole in shuffled.split(batch_size)[: len(shuffled) // batch_size]:
+        batches = shuffled.split(batch_size)[: len(shuffled) // batch_size]
+        for index, whole in enumerate(batches):
             batch = pairs.take(whole.chunk(ranks.size)[ranks.rank])
             optimizer.zero_grad()
             scalarizer(losses_of(batch)).backward()
             optimizer.step()
-            scalarizer.update(partial(losses_of, batch))
+            if index % 10 == 0:
+                scalarizer.update(partial(losses_of, batch))
         scalarizer.step()
         on_epoch(epoch)
 

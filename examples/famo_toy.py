@@ -6,10 +6,11 @@ of one to that of the other. FAMO's paper (Liu et al. 2023, section 5.1) multipl
 by 0.1, and starts from five points.
 
 The protocol is that of the official code: Adam with a learning rate of 1e-3, 50,000 steps; FAMO
-with a learning rate of 0.025, no weight decay, the lower bounds -2.1 and -21, and deltas between
-consecutive steps. (There are no batches here, so FAMO and amortized FAMO are the same.) Gradients
-are not clipped: the official code clips them to norm 1, but before they are computed. `--clip 1`
-clips them after. In the second loss a tanh has the sign of the code; the papers print the other.
+with a learning rate of 0.025, no weight decay, the lower bounds -2.1 and -21, and an update after
+every step. (There are no batches here: the losses after a step are those before the next.)
+Gradients are not clipped: the official code clips them to norm 1, but before they are computed.
+`--clip 1` clips them after. In the second loss a tanh has the sign of the code; the papers print
+the other.
 
 The others are there to compare. UW and IMTL-L cannot balance negative losses, so they get the
 losses minus FAMO's lower bounds; their scales are learned at 0.025, too. LogSum has FAMO's bounds,

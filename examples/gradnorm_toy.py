@@ -20,21 +20,21 @@ GradNorm's.
 
     python examples/gradnorm_toy.py                  # about five minutes on one core
     python examples/gradnorm_toy.py --method UW      # beside the plain sum, one method or several
+    python examples/gradnorm_toy.py --method FAMO --update-every 1     # FAMO looks at every step
     python examples/gradnorm_toy.py --quick          # a few seconds, to see that it runs
 
 draws the picture `gradnorm_toy.png` and prints:
 
-method              scale 1   scale 4.64   scale 21.5    scale 100         mean        worst
-─────────────────────────────────────────────────────────────────────────────────────────────
-plain sum       1.51 ± 0.06  0.85 ± 0.01  0.79 ± 0.01  0.76 ± 0.01  0.91 ± 0.01  1.51 ± 0.06
-constant        0.59 ± 0.01  0.59 ± 0.01  0.62 ± 0.01  0.73 ± 0.00  0.62 ± 0.01  0.73 ± 0.00
-LogSum          0.58 ± 0.01  0.57 ± 0.01  0.60 ± 0.01  0.73 ± 0.00  0.61 ± 0.01  0.73 ± 0.00
-UW              0.99 ± 0.02  0.86 ± 0.00  0.84 ± 0.01  0.83 ± 0.01  0.87 ± 0.00  0.99 ± 0.02
-IMTL-L          0.99 ± 0.02  0.86 ± 0.00  0.84 ± 0.01  0.83 ± 0.01  0.87 ± 0.00  0.99 ± 0.02
-DWA             1.51 ± 0.06  0.85 ± 0.01  0.79 ± 0.01  0.76 ± 0.01  0.91 ± 0.01  1.51 ± 0.06
-ReLoBRaLo       1.32 ± 0.21  0.86 ± 0.02  0.80 ± 0.02  0.78 ± 0.02  0.90 ± 0.03  1.32 ± 0.21
-FAMO            0.65 ± 0.01  0.62 ± 0.00  0.63 ± 0.00  0.68 ± 0.00  0.63 ± 0.00  0.68 ± 0.00
-FAMO amortized  0.58 ± 0.01  0.58 ± 0.01  0.61 ± 0.01  0.75 ± 0.00  0.62 ± 0.01  0.75 ± 0.00
+method         scale 1   scale 4.64   scale 21.5    scale 100         mean        worst
+────────────────────────────────────────────────────────────────────────────────────────
+plain sum  1.50 ± 0.06  0.85 ± 0.01  0.79 ± 0.01  0.76 ± 0.01  0.91 ± 0.01  1.50 ± 0.06
+constant   0.59 ± 0.01  0.59 ± 0.01  0.62 ± 0.01  0.73 ± 0.00  0.62 ± 0.01  0.73 ± 0.00
+LogSum     0.58 ± 0.01  0.57 ± 0.01  0.60 ± 0.01  0.73 ± 0.00  0.61 ± 0.01  0.73 ± 0.00
+UW         0.99 ± 0.02  0.86 ± 0.00  0.84 ± 0.01  0.83 ± 0.01  0.87 ± 0.00  0.99 ± 0.02
+IMTL-L     0.99 ± 0.02  0.86 ± 0.00  0.84 ± 0.01  0.83 ± 0.01  0.87 ± 0.00  0.99 ± 0.02
+DWA        1.51 ± 0.06  0.85 ± 0.01  0.79 ± 0.01  0.76 ± 0.01  0.91 ± 0.01  1.51 ± 0.06
+ReLoBRaLo  1.32 ± 0.21  0.86 ± 0.02  0.80 ± 0.02  0.78 ± 0.02  0.90 ± 0.03  1.32 ± 0.21
+FAMO       0.64 ± 0.01  0.61 ± 0.00  0.62 ± 0.01  0.68 ± 0.01  0.63 ± 0.00  0.68 ± 0.01
 
 Test loss over what it was before training: less is better, 1 is nothing learned.
 Mean ± standard deviation over the seeds; mean and worst are of all ten tasks.
@@ -43,7 +43,9 @@ The plain sum, and DWA and ReLoBRaLo with it, learns the large tasks and ruins t
 FAMO and constant weights are better at every task, even at the largest. UW and IMTL-L, the same but
 for a factor that Adam does not see, are late: the first gradients of their scales are as large as
 the losses, Adam remembers them, and its steps get ever smaller. With seed 0, UW's log-variance of
-the largest task ends at 4.7; the logarithm of that loss is 8.5. (One thread of an AMD EPYC.)
+the largest task ends at 4.7; the logarithm of that loss is 8.5. FAMO ends where it is, whether
+it looks again after every step, every tenth, or every twentieth: mean 0.63, 0.63, 0.62. (One thread
+of an Intel Xeon.)
 """
 
 import argparse
@@ -58,6 +60,7 @@ from digits import (
     CONSOLE,
     TOO_SHORT,
     add_method_flag,
+    add_update_every_flag,
     chosen,
     count,
     make_table,
@@ -88,7 +91,6 @@ METHODS: dict[str, Callable[[int], Scalarizer]] = {
     "DWA": lambda tasks: DWA(shape=tasks),
     "ReLoBRaLo": ReLoBRaLo,
     "FAMO": FAMO,
-    "FAMO amortized": partial(FAMO, amortized=True),
 }
 # UW and IMTL-L coincide, as do DWA, ReLoBRaLo and the plain sum.
 LINES = {
@@ -100,7 +102,6 @@ LINES = {
     "DWA": ("#e69f00", "--"),
     "ReLoBRaLo": ("#882255", ":"),
     "FAMO": ("#d55e00", "-"),
-    "FAMO amortized": ("#cc79a7", "-"),
 }
 SHOWN = slice(None, None, 3)  # of the tasks, in the table
 
@@ -149,6 +150,7 @@ def train(
     epochs: int,
     seed: int,
     on_epoch: Callable[[], Any] = lambda: None,
+    update_every: int = 10,
 ) -> Tensor:
     """The normalised test losses before training and after each epoch: (epochs + 1, tasks)."""
     torch.manual_seed(seed)
@@ -163,12 +165,14 @@ def train(
         history = [task_losses(network, test)]
     order = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
-        for index in torch.randperm(len(examples.inputs), generator=order).split(BATCH_SIZE):
-            batch = Examples(examples.inputs[index], examples.targets[index])
+        shuffled = torch.randperm(len(examples.inputs), generator=order)
+        for index, places in enumerate(shuffled.split(BATCH_SIZE)):
+            batch = Examples(examples.inputs[places], examples.targets[places])
             optimizer.zero_grad()
             scalarizer(task_losses(network, batch)).backward()
             optimizer.step()
-            scalarizer.update(partial(task_losses, network, batch))
+            if index % update_every == 0:
+                scalarizer.update(partial(task_losses, network, batch))
         scalarizer.step()
         with torch.no_grad():
             history.append(task_losses(network, test))
@@ -176,7 +180,9 @@ def train(
     return torch.stack(history) / history[0]
 
 
-def compare(methods: Sequence[str], train_size: int, epochs: int, seeds: int) -> Tensor:
+def compare(
+    methods: Sequence[str], train_size: int, epochs: int, seeds: int, update_every: int
+) -> Tensor:
     """Train with every method: normalised test losses, (methods, seeds, epochs + 1, tasks)."""
     results = torch.zeros(len(methods), seeds, epochs + 1, len(SCALES))
     with tqdm(total=len(methods) * seeds * epochs, unit="epoch", mininterval=1) as bar:
@@ -184,7 +190,9 @@ def compare(methods: Sequence[str], train_size: int, epochs: int, seeds: int) ->
             examples, test = make_examples(seed, train_size)
             for row, method in enumerate(methods):
                 bar.set_description(f"{method}, seed {seed}", refresh=False)
-                results[row, seed] = train(method, examples, test, epochs, seed, bar.update)
+                results[row, seed] = train(
+                    method, examples, test, epochs, seed, bar.update, update_every
+                )
     return results
 
 
@@ -219,7 +227,7 @@ def draw_picture(methods: Sequence[str], results: Tensor, path: Path, quick: boo
     tasks.xaxis.set_major_formatter(lambda scale, _: f"{scale:g}")
     for axes in (mean, worst):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*mean.get_legend_handles_labels(), loc="outside lower center", ncols=9)
+    figure.legend(*mean.get_legend_handles_labels(), loc="outside lower center", ncols=8)
     if quick:
         figure.suptitle(TOO_SHORT)
     figure.savefig(path, dpi=80)
@@ -239,6 +247,7 @@ def draw_lines(
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compare the methods on GradNorm's toy problem.")
     add_method_flag(parser, list(METHODS))
+    add_update_every_flag(parser)
     parser.add_argument("--quick", action="store_true", help="2 seeds of 3 epochs, 1000 examples")
     parser.add_argument("--seeds", type=count, help="how many; default: 10")
     parser.add_argument(
@@ -248,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_size, epochs, seeds = (1000, 3, 2) if args.quick else (5000, 20, 10)
     torch.set_num_threads(1)  # gives the same numbers on any number of cores
     methods = chosen(list(METHODS), args)
-    results = compare(methods, train_size, epochs, args.seeds or seeds)
+    results = compare(methods, train_size, epochs, args.seeds or seeds, args.update_every)
     print_table(methods, results[:, :, -1])
     if args.quick:
         print(f"\n{TOO_SHORT}")

@@ -139,7 +139,7 @@ def train_dwa(problem: Problem, hyper: Hyper) -> Parameters:
     for _ in range(EPOCHS):
         for batch in problem.batches:
             losses, pullback = vjp(lambda p, batch=batch: problem.losses(p, batch), parameters)
-            (gradient,) = pullback(state.weights)
+            (gradient,) = pullback(state.epoch_weights)
             parameters = sgd(parameters, gradient, DWA_LEARNING_RATE)
             state = dwa_accumulate(state, losses)
         state = dwa_step(state, hyper["temperature"])

@@ -155,7 +155,7 @@ def begin(settings: Settings, size: int) -> Training:
     return Training(network, scalarizer, optimizer, schedule, scaler, order, RandomNumbers(device))
 
 
-def take_step(training: Training, pairs: Pairs, precision: torch.dtype | None) -> None:
+def take_step(training: Training, index: int, pairs: Pairs, precision: torch.dtype | None) -> None:
     network, scalarizer, optimizer, schedule, scaler, order, _ = training
     device = pairs.image.device
     batch = pairs.take(order.next().to(device))
@@ -172,7 +172,8 @@ def take_step(training: Training, pairs: Pairs, precision: torch.dtype | None) -
     scaler.update()
     if scaler.get_scale() >= scale:  # or there was no step: a gradient was not finite
         schedule.step()
-    scalarizer.update(losses)
+    if index % 10 == 0:
+        scalarizer.update(losses)
     if order.epoch_is_over():
         scalarizer.step()
 
@@ -307,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prune(args.dir, args.keep)  # a run may have been killed between save and prune
     with tqdm(total=steps, initial=behind, unit="step", mininterval=1) as bar:
         for step in range(behind + 1, steps + 1):
-            take_step(training, train_pairs, PRECISIONS[args.amp])
+            take_step(training, step - 1, train_pairs, PRECISIONS[args.amp])
             weights = training.scalarizer.weights.tolist()
             shown = " ".join(f"{weight:.2g}" for weight in weights)
             bar.set_postfix_str(f"weights {shown}", refresh=False)

@@ -1,7 +1,7 @@
 """The digits demo under `accelerate launch`: the plain loop, every method, mixed precision, resume.
 
-A scalarizer needs two things of Accelerate: the process group, so that the ranks balance together;
-and `register_for_checkpointing`, because it is not part of the prepared network. It is not prepared
+A scalarizer needs two lines: `synchronize()`, so that the ranks balance together, and
+`register_for_checkpointing`, because it is not part of the prepared network. It is not prepared
 itself: UW's and IMTL-L's gradients are the same on every rank without DDP.
 
     accelerate launch --num_processes 2 examples/with_accelerate.py      # on two GPUs
@@ -102,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader = DataLoader(TensorDataset(*train_pairs), BATCH_SIZE, shuffle=True)
     network = Network()
     scalarizer = METHODS[args.method](len(TASKS)).to(accelerator.device)
-    scalarizer.process_group = torch.distributed.group.WORLD  # in a single process, None
+    if accelerator.num_processes > 1:
+        scalarizer.synchronize()
     optimizer = make_optimizer(network, scalarizer)
     schedule = make_schedule(optimizer, epochs * len(loader))
     network, optimizer, loader, schedule = accelerator.prepare(network, optimizer, loader, schedule)
@@ -119,13 +120,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for epoch in tqdm(range(behind, epochs), disable=not accelerator.is_main_process):
         loader.set_epoch(epoch)
-        for tensors in loader:
+        for index, tensors in enumerate(loader):
             batch = Pairs(*tensors)
             optimizer.zero_grad()
             accelerator.backward(scalarizer(losses_of(batch)))
             optimizer.step()
             schedule.step()
-            scalarizer.update(partial(losses_of, batch))
+            if index % 10 == 0:
+                scalarizer.update(partial(losses_of, batch))
         scalarizer.step()
         accelerator.save_state(args.dir / f"epoch-{epoch + 1}")
 

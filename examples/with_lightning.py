@@ -20,9 +20,10 @@ epoch is bit-identical to one that never stopped; on more, again up to rounding.
 `checkpoints/lightning_logs` are the losses and the task weights of every tenth step, of the methods
 that have names here: all but "constant" and "STCH".
 
-FAMO's second forward pass is in training mode, as the first. In `eval()`, dropout and batch norm
-would change the losses, and FAMO would take this for the effect of the step. In training mode batch
-norm counts the batch twice and dropout draws again, which hardly matters.
+FAMO looks again after every tenth step (`update_every` of the module), in training mode as in the
+call. In `eval()`, dropout and batch norm would change the losses, and FAMO would take this for the
+effect of the step. In training mode batch norm counts the batch twice and dropout draws again,
+which hardly matters.
 """
 
 import argparse

@@ -66,16 +66,17 @@ def train(
     order = torch.Generator().manual_seed(seed)
     step = 0
     for _ in tqdm(range(epochs), desc=method, unit="epoch"):
-        for index in torch.randperm(len(train_pairs.image), generator=order).split(BATCH_SIZE):
-            batch = train_pairs.take(index)
+        for places in torch.randperm(len(train_pairs.image), generator=order).split(BATCH_SIZE):
+            batch = train_pairs.take(places)
             losses = losses_of(batch)
             optimizer.zero_grad()
             scalarizer(losses).backward()
-            optimizer.step()
-            scalarizer.update(partial(losses_of, batch))
-            if step % every == 0:
+            if step % every == 0:  # before the optimizer's step, which changes the weights
                 add_scalars(writer, "loss", losses, step)
                 add_scalars(writer, "weight", scalarizer.weights, step)
+            optimizer.step()
+            if step % 10 == 0:
+                scalarizer.update(partial(losses_of, batch))
             step += 1
         scalarizer.step()
         add_scalars(writer, "metric", evaluate(network, test_pairs), step)

@@ -1,4 +1,4 @@
-"""A guard against learned weights that nobody learns."""
+"""Check that an optimizer holds the parameters of every scalarizer."""
 
 from collections.abc import Iterator
 

@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .functional.checks import check_scalar, check_scalar_or_shape, check_tensors
-from .functional.precision import in_common_dtype, scalar_in
-from .functional.presence import fill_absent
+from .functional._checks import check_scalar, check_scalar_or_shape, check_tensors
+from .functional._precision import in_common_dtype, scalar_in
+from .functional._presence import fill_absent
 
 
 def all_reduce_losses(
@@ -19,7 +19,7 @@ def all_reduce_losses(
     mask: Tensor | None = None,
     count: float | Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    r"""The losses of the whole batch as value and this rank's as gradient, and which there are.
+    r"""Average the losses over the ranks, keeping this rank's gradient.
 
     .. math::
         \bar\ell_i + \frac{N n_{ir}}{\sum_q n_{iq}} (\ell_{ir} - \mathrm{detach}(\ell_{ir})),
@@ -67,7 +67,7 @@ def all_reduce_losses(
             "`losses` should be a plain tensor. Found a DTensor: pass `losses.full_tensor()`, "
             "without a group if that is their mean over the ranks already."
         )
-    group = _initialised(group)
+    group = initialised(group)
     (losses,) = in_common_dtype(losses)
     if mask is None and count is None:
         mean = _sum_over_ranks(losses.detach(), group) / group.size()
@@ -84,42 +84,63 @@ def all_reduce_losses(
     return total / weights + _straight_through(own), present
 
 
-def share_state(
-    module: nn.Module, description: Mapping[str, object], group: "dist.ProcessGroup"
-) -> None:
+def share_first_state(
+    module: nn.Module, alike: Mapping[str, object], group: "dist.ProcessGroup | None" = None
+) -> "dist.ProcessGroup":
     """Give all ranks of the group the state of its first. Every rank must call it.
 
     Args:
         module: whose state it is.
-        description: of the module, by field; None where a field is still open.
-        group: the process group.
+        alike: what else should be alike on all ranks, by field. A shape may be None.
+        group: the process group. None: that of all ranks.
+
+    Returns:
+        The group.
 
     Raises:
-        ValueError: a description is not that of all ranks, or ``group`` is not an initialised
-            process group.
+        ValueError: a field or the dtype of the state is not alike on all ranks, or ``group`` is
+            not an initialised process group.
     """
-    group = _initialised(group)
+    group = initialised(group)
+    state: dict[str, Tensor] = module.state_dict()
+    dtype = next((tensor.dtype for tensor in state.values() if tensor.numel()), None)
+    own = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in alike.items()}
     found: list[Any] = [None] * group.size()
-    dist.all_gather_object(found, dict(description), group=group)
-    for field in description:
-        known = {rank: each[field] for rank, each in enumerate(found) if each[field] is not None}
+    dist.all_gather_object(found, {**own, "dtype": dtype}, group=group)
+    for field in found[0]:
+        still_open = field in ("shape", "dtype")  # as of DWA() before its first losses
+        known = {
+            rank: each[field]
+            for rank, each in enumerate(found)
+            if not (still_open and each[field] is None)
+        }
         first = next(iter(known), 0)
         for rank, value in known.items():
             if value != known[first]:
                 raise ValueError(
-                    f"`process_group` should have scalarizers of the same {field} on all ranks. "
+                    f"`synchronize` should find scalarizers of the same {field} on all ranks. "
                     f"Found {known[first]} on rank {first} and {value} on rank {rank}."
                 )
-    state: dict[str, Tensor] = module.state_dict()
     meta = any(tensor.is_meta for tensor in state.values())
     states = [None if meta else {name: tensor.cpu() for name, tensor in state.items()}]
     dist.broadcast_object_list(states, group=group, group_src=0)
     if states[0] is None:
         raise ValueError(
-            "`process_group` should be given to a scalarizer with values. Found one on the meta "
-            "device: call `to_empty` and `reset` before."
+            "`synchronize` should find a scalarizer with values. Found one on the meta device: "
+            "call `to_empty` and `reset` before."
         )
     module.load_state_dict(states[0])
+    return group
+
+
+def broadcast_from_first(tensor: Tensor, group: "dist.ProcessGroup") -> Tensor:
+    """The tensor that the first rank of the group has, on every rank."""
+    from torch.distributed import _functional_collectives as collectives
+
+    sent: Tensor = collectives.wait_tensor(  # type: ignore[no-untyped-call]
+        collectives.broadcast(tensor, 0, group)
+    )
+    return sent
 
 
 def _straight_through(own: Tensor) -> Tensor:
@@ -148,17 +169,12 @@ def _sum_over_ranks(tensor: Tensor, group: "dist.ProcessGroup") -> Tensor:
     return summed
 
 
-def of_first_rank(tensor: Tensor, group: "dist.ProcessGroup") -> Tensor:
-    """What the first rank of the group has, for the others. ``torch.compile`` can trace it."""
-    from torch.distributed import _functional_collectives as collectives
+def initialised(group: "dist.ProcessGroup | None") -> "dist.ProcessGroup":
+    """The group, or that of all ranks; an error if it is none, or no longer one.
 
-    sent: Tensor = collectives.wait_tensor(  # type: ignore[no-untyped-call]
-        collectives.broadcast(tensor, 0, _initialised(group))
-    )
-    return sent
-
-
-def _initialised(group: "dist.ProcessGroup | None") -> "dist.ProcessGroup":
+    Raises:
+        ValueError: ``group`` is not an initialised process group of this rank.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError(
             "`group` should be an initialised process group. Found none: call "

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-from .functional.checks import check_tensors
-from .functional.presence import fill_absent
+from .functional._checks import check_tensors
+from .functional._presence import fill_absent
 from .modules import Scalarizer
 from .modules.cautions import warn_user
+from .modules.names import by_position
 
 if TYPE_CHECKING:
     import numpy
@@ -70,6 +71,10 @@ class History:
     def record(self, losses: Tensor | Mapping[str, Tensor], mask: Tensor | None = None) -> None:
         """Keep the losses of the call just made, and the weights that it used.
 
+        Call it right after the scalarizer, before the optimizer's step: the weights are computed
+        from the state at this moment, which the step, :meth:`Scalarizer.update
+        <mtl_scalarize.Scalarizer.update>` and ``step`` change.
+
         Args:
             losses: the losses that the scalarizer was called with.
             mask: the mask that it was called with. An absent task is recorded as nan.
@@ -81,7 +86,7 @@ class History:
                 unknown.
         """
         weights = self.scalarizer.weights
-        losses, mask = self.scalarizer.by_position(losses, mask)
+        losses, mask = by_position(losses, mask, self.scalarizer.names)
         check_tensors(mask, weights=weights, losses=losses)
         step, self._seen = self._seen, self._seen + 1
         if step % self._stride:

@@ -151,7 +151,7 @@ class Row:
 
 
 #: What the methods' functions are made of, and tested with them.
-SHARED = {f"mtl_scalarize.functional.{name}" for name in ("checks", "presence")}
+SHARED = {f"mtl_scalarize.functional.{name}" for name in ("_checks", "_presence")}
 
 
 def _rows() -> list[Row]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torchjd.scalarization as peer
+from models import DWAModel, FAMOModel, IMTLLModel, Model, ReLoBRaLoModel, UWModel
 from torch import Tensor, nn
 
 from mtl_scalarize import (
@@ -24,30 +25,15 @@ from mtl_scalarize import (
     Scalarizer,
     Sum,
     constant_combine,
-    dwa_accumulate,
-    dwa_combine,
-    dwa_init,
-    dwa_step,
-    famo_combine,
-    famo_delta,
-    famo_init,
-    famo_update,
-    famo_weights,
     geometric_mean,
     geometric_mean_weights,
-    imtll_loss,
-    imtll_weights,
     log_sum,
     log_sum_weights,
     mean_weights,
     random_weights,
-    relobralo_init,
-    relobralo_update,
     stch,
     stch_weights,
     sum_weights,
-    uw_loss,
-    uw_weights,
 )
 from mtl_scalarize.functional import fill_absent
 
@@ -123,39 +109,17 @@ def after(losses: Tensor) -> Tensor:
     return losses.detach() * rates.reshape(losses.shape)
 
 
-def _learned(
-    loss: Callable[..., Tensor], weights: Callable[..., Tensor], batches: Sequence[Batch]
-) -> list[tuple[Tensor, Tensor]]:
-    parameter, out = torch.zeros_like(batches[0][0]), []
-    for losses, mask in batches:
-        out.append((loss(losses, parameter, mask=mask), weights(parameter, mask=mask)))
-        gradient = torch.func.grad(loss, argnums=1)(losses, parameter, mask=mask)
-        parameter = parameter - 0.1 * gradient
-    return out
-
-
-def _dwa(batches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
-    state, out = dwa_init(batches[0][0].shape, dtype=batches[0][0].dtype), []
+def run(model_of: type[Model], batches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
+    """The same loop, over a model."""
+    model, out = model_of(batches[0][0].shape, batches[0][0].dtype), []
     for index, (losses, mask) in enumerate(batches):
-        weights = state.weights if mask is None else torch.where(mask, state.weights, 0.0)
-        out.append((dwa_combine(losses, state, mask=mask), weights))
-        state = dwa_accumulate(state, losses, mask=mask)
+        torch.manual_seed(index)
+        model.learn(losses, mask)
+        out.append((model.combine(losses, mask), model.weigh(losses, mask)))
+        model.descend(losses, mask)
+        model.update(after(losses), mask)
         if index % EPOCH == EPOCH - 1:
-            state = dwa_step(state)
-    return out
-
-
-def _famo(batches: Sequence[Batch], *, amortized: bool) -> list[tuple[Tensor, Tensor]]:
-    state, out = famo_init(batches[0][0].shape, dtype=batches[0][0].dtype), []
-    previous = torch.full_like(batches[0][0], torch.nan)
-    for losses, mask in batches:
-        if amortized:
-            state = famo_update(state, famo_delta(previous, losses), mask=mask)
-            previous = losses if mask is None else torch.where(mask, losses, previous)
-        scalar = famo_combine(losses, state.logits, mask=mask)
-        out.append((scalar, famo_weights(losses, state.logits, mask=mask)))
-        if not amortized:
-            state = famo_update(state, famo_delta(losses, after(losses)), mask=mask)
+            model.step()
     return out
 
 
@@ -191,21 +155,10 @@ def _constant(shape: Shape, **options: Any) -> Constant:
     return Constant(preference(shape), **options)
 
 
-_RELOBRALO = {"temperature": 0.5, "alpha": 0.5}
-
-
-def _relobralo(batches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
-    state, out = relobralo_init(batches[0][0].shape, dtype=batches[0][0].dtype), []
-    for index, (losses, mask) in enumerate(batches):
-        torch.manual_seed(index)
-        lookback = torch.rand(()) >= 0.5
-        state = relobralo_update(state, losses, lookback, mask=mask, **_RELOBRALO)
-        weights = state.weights if mask is None else torch.where(mask, state.weights, 0.0)
-        out.append((constant_combine(losses, state.weights, mask=mask), weights))
-    return out
-
-
-_DWA = {"functional": _dwa, "keys": ("count", "epoch_weights", "last", "mean", "previous")}
+_DWA = {
+    "functional": partial(run, DWAModel),
+    "keys": ("count", "epoch_weights", "last", "mean", "previous"),
+}
 _FAMO_KEYS = ("exp_avg", "exp_avg_sq", "logits", "previous_losses", "updates")
 
 METHODS = [
@@ -213,7 +166,7 @@ METHODS = [
         "UW",
         UW,
         "UW(shape=(3,))",
-        partial(_learned, uw_loss, uw_weights),
+        partial(run, UWModel),
         peer.UW,
         keys=("log_var",),
         parameters=("log_var",),
@@ -222,7 +175,7 @@ METHODS = [
         "IMTLL",
         IMTLL,
         "IMTLL(shape=(3,))",
-        partial(_learned, imtll_loss, imtll_weights),
+        partial(run, IMTLLModel),
         peer.IMTLL,
         keys=("log_scale",),
         parameters=("log_scale",),
@@ -230,14 +183,14 @@ METHODS = [
     Method(
         "DWA",
         lambda shape, **options: DWA(shape=shape, **options),
-        "DWA(temperature=2.0, shape=(3,))",
+        "DWA(shape=(3,))",
         peer=lambda tasks, **options: peer.DWA(**options),
         **_DWA,
     ),
     Method(
         "DWA without shape",
         lambda shape, **options: DWA(**options),
-        "DWA(temperature=2.0)",
+        "DWA()",
         peer=lambda tasks, **options: peer.DWA(**options),
         lazy=True,
         **_DWA,
@@ -245,27 +198,18 @@ METHODS = [
     Method(
         "FAMO",
         FAMO,
-        "FAMO(shape=(3,), lr=0.025, weight_decay=0.001)",
-        partial(_famo, amortized=False),
+        "FAMO(shape=(3,))",
+        partial(run, FAMOModel),
         peer.FAMO,
         keys=_FAMO_KEYS,
         rewritten=("previous_losses",),
         updates=True,
     ),
     Method(
-        "FAMO amortized",
-        partial(FAMO, amortized=True),
-        "FAMO(shape=(3,), lr=0.025, weight_decay=0.001, amortized=True)",
-        partial(_famo, amortized=True),
-        None,
-        keys=_FAMO_KEYS,
-        learns_first=True,
-    ),
-    Method(
         "ReLoBRaLo",
-        partial(ReLoBRaLo, rho=0.5, **_RELOBRALO),
+        partial(ReLoBRaLo, temperature=0.5, alpha=0.5, rho=0.5),
         "ReLoBRaLo(shape=(3,), temperature=0.5, alpha=0.5, rho=0.5)",
-        _relobralo,
+        partial(run, ReLoBRaLoModel),
         None,
         keys=("first", "last", "running_weights"),
         learns_first=True,
@@ -283,7 +227,7 @@ METHODS = [
     Method(
         "Constant",
         _constant,
-        "Constant(weights=tensor([0.5000, 1.2500, 2.0000]))",
+        "Constant(shape=(3,), weights=[0.5, 1.25, 2.0])",
         partial(
             _weighted,
             lambda losses, mask: fill_absent(preference(losses.shape).to(losses), 0.0, mask=mask),
@@ -318,7 +262,7 @@ METHODS = [
     Method(
         "STCH",
         lambda shape, **options: STCH(0.5, shape=shape, **options),
-        "STCH(mu=0.5, weights=None, reference=None, shape=(3,))",
+        "STCH(shape=(3,), mu=0.5)",
         partial(_values, partial(stch, mu=0.5), partial(stch_weights, mu=0.5)),
         lambda tasks, **options: peer.STCH(0.5, **options),
         is_maximum=True,

@@ -1,11 +1,12 @@
-"""The modules as programs of pure functions: what each remembers from one verb to the next."""
+"""The methods with state as programs of pure functions: what each remembers between its verbs."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import mtl_scalarize as mtl
+from mtl_scalarize.functional import fill_absent
 
 State = dict[str, Tensor]
 Shape = tuple[int, ...]
@@ -14,194 +15,141 @@ Shape = tuple[int, ...]
 class Model:
     """What a module should remember, and make of it. `state` is what its `state_dict` holds."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
+    def __init__(self, shape: Shape, dtype: torch.dtype, **options: Any) -> None:
         self.shape, self.dtype = shape, dtype
+        self.__dict__ |= options  # the hyperparameters that are not as below
         self.reset()
 
     def reset(self) -> None:
-        self.state, self.called = self.start(), False
+        self.state = self.start()
 
     def load(self, state: State) -> None:
-        self.state, self.called = dict(state), True  # a state does not tell of a call
-
-    def new(self) -> mtl.Scalarizer:
-        """The module that this is a model of."""
-        raise NotImplementedError
+        self.state = {name: value.to(self.state[name].dtype) for name, value in state.items()}
 
     def start(self) -> State:
-        """The state of a new module."""
         raise NotImplementedError
+
+    def meet(self, losses: Tensor) -> None:
+        """What any call does to the state."""
 
     def learn(self, losses: Tensor, mask: Tensor | None) -> None:
         """What a call in training does to the state, before it combines."""
 
-    def combine(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What a call gives, and its task weights, with the state as it is."""
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return mtl.constant_combine(losses, self.weigh(losses, mask), mask=mask)
+
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         raise NotImplementedError
 
-    def update(self, losses: Tensor, mask: Tensor | None) -> bool:
-        """In training. Whether there is a call that it can follow."""
-        return True
+    def descend(self, losses: Tensor, mask: Tensor | None) -> None:
+        """A step of gradient descent on what the user's optimizer learns."""
+
+    def update(self, losses: Tensor, mask: Tensor | None) -> None:
+        """In training."""
 
     def step(self) -> None:
         """In training."""
 
 
-class LearnedModel(Model):
-    """UW and IMTL-L: what the user's optimizer makes of the parameter, the machine says."""
-
-    make: Any
-    name: str
-    functions: tuple[Any, Any]
-
-    def new(self) -> mtl.Scalarizer:
-        return self.make(self.shape, init=0.5, eps=1e-3)
+class UWModel(Model):
+    init, eps = 0.0, 0.0
+    name, loss, weights = "log_var", staticmethod(mtl.uw_loss), staticmethod(mtl.uw_weights)
 
     def start(self) -> State:
-        return {self.name: torch.full(self.shape, 0.5, dtype=self.dtype)}
+        return {self.name: torch.full(self.shape, self.init, dtype=self.dtype)}
 
-    def combine(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        loss, weights = self.functions
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return self.loss(losses, self.state[self.name], eps=self.eps, mask=mask)
+
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return self.weights(self.state[self.name], mask=mask)
+
+    def descend(self, losses: Tensor, mask: Tensor | None) -> None:
         parameter = self.state[self.name]
-        return loss(losses, parameter, eps=1e-3, mask=mask), weights(parameter, mask=mask)
+        gradient = torch.func.grad(self.loss, argnums=1)(losses, parameter, eps=self.eps, mask=mask)
+        self.state[self.name] = parameter - 0.1 * gradient
 
 
-class UWModel(LearnedModel):
-    make, name, functions = mtl.UW, "log_var", (mtl.uw_loss, mtl.uw_weights)
-
-
-class IMTLLModel(LearnedModel):
-    make, name, functions = mtl.IMTLL, "log_scale", (mtl.imtll_loss, mtl.imtll_weights)
+class IMTLLModel(UWModel):
+    name, loss = "log_scale", staticmethod(mtl.imtll_loss)
+    weights = staticmethod(mtl.imtll_weights)
 
 
 class DWAModel(Model):
     temperature = 2.0
 
-    def new(self) -> mtl.DWA:
-        return mtl.DWA(self.temperature, shape=self.shape)
-
     def start(self) -> State:
-        return self.named(mtl.dwa_init(self.shape, dtype=self.dtype))
-
-    def named(self, state: mtl.DWAState) -> State:
-        return dict(zip(("mean", "count", "last", "previous", "epoch_weights"), state, strict=True))
-
-    def before(self, losses: Tensor) -> mtl.DWAState:
-        """The state before these losses."""
-        return mtl.DWAState(*self.state.values())
-
-    def combine(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        state = self.before(losses)
-        weights = state.weights if mask is None else torch.where(mask, state.weights, 0.0)
-        return mtl.dwa_combine(losses, state, mask=mask), weights
+        return mtl.dwa_init(self.shape, dtype=self.dtype)._asdict()
 
     def learn(self, losses: Tensor, mask: Tensor | None) -> None:
-        self.state = self.named(mtl.dwa_accumulate(self.before(losses), losses, mask=mask))
+        self.state = mtl.dwa_accumulate(mtl.DWAState(**self.state), losses, mask=mask)._asdict()
+
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return mtl.dwa_combine(losses, mtl.DWAState(**self.state), mask=mask)
+
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return fill_absent(self.state["epoch_weights"], 0.0, mask=mask)
 
     def step(self) -> None:
-        state = mtl.DWAState(*self.state.values())
-        self.state = self.named(mtl.dwa_step(state, self.temperature))
+        self.state = mtl.dwa_step(mtl.DWAState(**self.state), self.temperature)._asdict()
 
 
 class LazyDWAModel(DWAModel):
-    """DWA without shape: the first losses to learn from bring the state."""
+    """DWA without shape: the first losses, or a checkpoint, bring the state."""
 
-    def new(self) -> mtl.DWA:
-        return mtl.DWA(self.temperature)
+    def __init__(self, shape: Shape, dtype: torch.dtype, **options: Any) -> None:
+        super().__init__((0,), dtype, **options)
 
-    def start(self) -> State:
-        dtype = self.state["mean"].dtype if hasattr(self, "state") else self.dtype
-        return self.named(mtl.dwa_init(0, dtype=dtype))
+    def load(self, state: State) -> None:
+        self.meet(state["mean"])
+        super().load(state)
 
-    def before(self, losses: Tensor) -> mtl.DWAState:
-        if self.state["mean"].shape == (0,):
-            return mtl.dwa_init(losses.shape, dtype=losses.dtype)
-        return super().before(losses)
+    def meet(self, losses: Tensor) -> None:
+        if self.shape == (0,):
+            self.shape, self.dtype = losses.shape, losses.dtype
+            self.reset()
 
 
 class ReLoBRaLoModel(Model):
     """Each call draws from the generator as the module does."""
 
-    options: ClassVar[dict[str, float]] = {"temperature": 0.5, "alpha": 0.9}
-    rho = 0.5
-
-    def new(self) -> mtl.ReLoBRaLo:
-        return mtl.ReLoBRaLo(self.shape, rho=self.rho, **self.options)
+    temperature, alpha, rho = 0.5, 0.5, 0.5
 
     def start(self) -> State:
-        return self.named(mtl.relobralo_init(self.shape, dtype=self.dtype))
-
-    def named(self, state: mtl.ReLoBRaLoState) -> State:
-        return dict(zip(("running_weights", "first", "last"), state, strict=True))
-
-    def combine(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        weights = self.state["running_weights"]
-        shown = weights if mask is None else torch.where(mask, weights, 0.0)
-        return mtl.constant_combine(losses, weights, mask=mask), shown
+        return mtl.relobralo_init(self.shape, dtype=self.dtype)._asdict()
 
     def learn(self, losses: Tensor, mask: Tensor | None) -> None:
-        old, lookback = mtl.ReLoBRaLoState(*self.state.values()), torch.rand(()) >= self.rho
-        new = mtl.relobralo_update(old, losses.detach(), lookback, mask=mask, **self.options)
-        self.state = self.named(new)
+        old, lookback = mtl.ReLoBRaLoState(**self.state), torch.rand(()) >= self.rho
+        options = {"temperature": self.temperature, "alpha": self.alpha, "mask": mask}
+        self.state = mtl.relobralo_update(old, losses, lookback, **options)._asdict()
+
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return fill_absent(self.state["running_weights"], 0.0, mask=mask)
 
 
 class FAMOModel(Model):
-    bound, lr, weight_decay, amortized = -0.5, 0.1, 0.01, False
-    #: Of the losses in the last call that learned: an update rounds its own alike.
-    call_dtype: torch.dtype | None = None
-
-    def reset(self) -> None:
-        super().reset()
-        self.call_dtype = None
-
-    def load(self, state: State) -> None:
-        super().load(state)
-        self.call_dtype = None
-
-    def new(self) -> mtl.FAMO:
-        return mtl.FAMO(
-            self.shape, self.bound, self.lr, self.weight_decay, amortized=self.amortized
-        )
+    min_losses, lr, weight_decay, eps = 0.0, 0.025, 1e-3, 1e-8
 
     def start(self) -> State:
         state = mtl.famo_init(self.shape, dtype=self.dtype)
         return state._asdict() | {"previous_losses": torch.full_like(state.logits, torch.nan)}
 
-    def combine(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        arguments = losses, self.state["logits"], self.bound
-        return mtl.famo_combine(*arguments, mask=mask), mtl.famo_weights(*arguments, mask=mask)
-
     def learn(self, losses: Tensor, mask: Tensor | None) -> None:
-        never = torch.full_like(self.state["logits"], torch.nan)
-        self.remember(losses, mask, otherwise=never)
-        self.call_dtype = losses.dtype
+        seen = fill_absent(losses, torch.nan, mask=mask)
+        seen = torch.where(seen.isfinite(), seen, torch.nan)
+        self.state["previous_losses"] = seen.to(self.dtype)
 
-    def remember(self, losses: Tensor, mask: Tensor | None, otherwise: Tensor) -> None:
-        seen = losses.isfinite() if mask is None else losses.isfinite() & mask
-        self.state["previous_losses"] = torch.where(seen, losses, otherwise).to(self.dtype)
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        bound = self.state["logits"], self.min_losses
+        return mtl.famo_combine(losses, *bound, eps=self.eps, mask=mask)
 
-    def update(self, losses: Tensor, mask: Tensor | None) -> bool:
-        previous = self.state["previous_losses"]
-        if not self.called:
-            return False
-        self.fall(losses, mask)
-        self.state["previous_losses"] = torch.full_like(previous, torch.nan)
-        return True
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        bound = self.state["logits"], self.min_losses
+        return mtl.famo_weights(losses, *bound, eps=self.eps, mask=mask)
 
-    def fall(self, losses: Tensor, mask: Tensor | None) -> None:
+    def update(self, losses: Tensor, mask: Tensor | None) -> None:
         *fields, previous = self.state.values()
-        losses = losses.to(self.call_dtype or self.dtype).to(self.dtype)
-        delta = mtl.famo_delta(previous, losses, self.bound)
-        old, rates = mtl.FAMOState(*fields), {"lr": self.lr, "weight_decay": self.weight_decay}
-        self.state |= mtl.famo_update(old, delta, mask=mask, **rates)._asdict()
-
-
-class AmortizedFAMOModel(FAMOModel):
-    amortized = True
-
-    def learn(self, losses: Tensor, mask: Tensor | None) -> None:
-        self.fall(losses, mask)
-        self.remember(losses, mask, otherwise=self.state["previous_losses"])
-
-    def update(self, losses: Tensor, mask: Tensor | None) -> bool:
-        return True
+        delta = mtl.famo_delta(previous, losses.to(self.dtype), self.min_losses, eps=self.eps)
+        options = {"lr": self.lr, "weight_decay": self.weight_decay, "mask": mask}
+        self.state |= mtl.famo_update(mtl.FAMOState(*fields), delta, **options)._asdict()
+        self.state["previous_losses"] = torch.full_like(previous, torch.nan)

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 import torchjd.scalarization as peer
-from methods import METHODS, STATEFUL, Method, learn, seeded
+from methods import STATEFUL, Method, learn, seeded
 from torch import nn
 
 from mtl_scalarize import DWA, FAMO, IMTLL, UW
@@ -37,14 +37,6 @@ def test_what_does_not_fit_is_named(method: Method) -> None:
             scalarizer.load_state_dict({**scalarizer.state_dict(), **damage})
     with pytest.raises(RuntimeError, match=rf'Missing key\(s\) in state_dict: .*"{key}"'):
         scalarizer.load_state_dict({k: v for k, v in scalarizer.state_dict().items() if k != key})
-
-
-@pytest.mark.parametrize("method", METHODS, ids=str)
-def test_a_load_forgets_the_last_call(method: Method) -> None:
-    scalarizer = method.make((3,))
-    scalarizer(torch.ones(3))
-    scalarizer.load_state_dict(scalarizer.state_dict())
-    assert not hasattr(scalarizer, "weights")
 
 
 @pytest.mark.parametrize("method", STATEFUL, ids=str)

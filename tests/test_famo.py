@@ -1,13 +1,15 @@
 """What is particular to FAMO."""
 
 import copy
+import itertools
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
 from torch import Tensor
 
 from mtl_scalarize import FAMO, famo_combine, famo_delta, famo_init, famo_update, famo_weights
-from mtl_scalarize.functional.adam import adam_step
+from mtl_scalarize.functional._adam import adam_step
 
 
 def adam(
@@ -98,26 +100,55 @@ def test_update_passes_over_a_task_absent_from_the_call() -> None:
     assert scalarizer.updates.tolist() == [2, 1, 2]
 
 
-def test_amortized_compares_a_task_with_when_it_was_last_seen() -> None:
-    scalarizer = FAMO(2, amortized=True)
-    mask = torch.tensor([True, False])
-    first, last = torch.tensor([1.0, 2.0]), torch.tensor([0.25, 1.0])
-    scalarizer(first)
-    scalarizer(torch.tensor([0.5, torch.nan]), mask)
-    expected = famo_update(
-        scalarizer.state, famo_delta(torch.tensor([0.5, 2.0]), last), lr=0.025, weight_decay=1e-3
-    )
-    scalarizer(last)
-    torch.testing.assert_close(scalarizer.state, expected, rtol=0, atol=0)
+@pytest.mark.parametrize("seldom", [1, 2, 10])
+def test_an_update_learns_from_the_last_call_however_many_there_were(seldom: int) -> None:
+    scalarizer, state = FAMO(2), famo_init(2)
+    generator = torch.Generator().manual_seed(0)
+    for index, (losses, factor) in enumerate(torch.rand(20, 2, 2, generator=generator)):
+        scalarizer(losses)
+        if index % seldom == 0:
+            scalarizer.update(losses * factor)
+            state = famo_update(state, famo_delta(losses, losses * factor))
+    torch.testing.assert_close(scalarizer.state, state, rtol=0, atol=0)
+    assert scalarizer.updates.tolist() == [20 // seldom] * 2
 
 
-def test_amortized_learns_from_the_second_call_on() -> None:
-    scalarizer = FAMO(2, amortized=True)
-    scalarizer(torch.tensor([1.0, 1.0]))
-    assert scalarizer.updates.tolist() == [0, 0]
-    scalarizer(torch.tensor([0.5, 1.0]))
-    assert scalarizer.updates.tolist() == [1, 1]
-    assert scalarizer.logits[0] < 0 < scalarizer.logits[1]
+def test_in_a_full_batch_loop_the_losses_of_this_step_are_those_after_the_last() -> None:
+    ahead, behind = FAMO(2), FAMO(2)
+    rows = [torch.tensor(row) for row in ([1.0, 1.0], [0.5, 0.9], [0.4, 0.3])]
+    for losses in rows:
+        ahead.update(losses)  # the first finds nothing to compare with
+        ahead(losses)
+    for before, after in itertools.pairwise(rows):
+        behind(before)
+        behind.update(after)
+    torch.testing.assert_close(ahead.state, behind.state, rtol=0, atol=0)
+    assert ahead.updates.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("around", ["the step", "each pass"])
+def test_in_autocast_the_second_look_sees_the_weights_after_the_step(around: str) -> None:
+    """Autocast keeps the cast weights of a network for as long as its region lasts."""
+
+    def region(level: str) -> AbstractContextManager[object]:
+        return torch.autocast("cpu", torch.bfloat16, enabled=around == level)
+
+    torch.manual_seed(0)
+    network, scalarizer = torch.nn.Linear(4, 3), FAMO(3)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    features = torch.randn(16, 4)
+
+    def losses_of() -> Tensor:
+        with region("each pass"):
+            return (network(features) * torch.tensor([1.0, 3.0, 9.0])).square().mean(0)
+
+    for _ in range(20):
+        optimizer.zero_grad()
+        with region("the step"):
+            scalarizer(losses_of()).backward()
+            optimizer.step()
+            scalarizer.update(losses_of)
+    assert scalarizer.logits.abs().min() > 0.01
 
 
 def test_update_may_be_the_first_thing_after_a_checkpoint() -> None:
@@ -146,7 +177,7 @@ def test_min_losses_is_a_number_or_a_tensor(bounds: float | Tensor) -> None:
 def test_min_losses_keeps_the_precision_it_was_given_in() -> None:
     bounds = torch.tensor([0.1, 0.2], dtype=torch.float64)
     assert FAMO(2, bounds).double().min_losses.tolist() == [0.1, 0.2]
-    assert FAMO(2, 0.1).double().min_losses == 0.1
+    assert FAMO(2).min_losses.tolist() == [0.0, 0.0]
 
 
 def test_min_losses_is_a_number_of_any_size_whatever_the_default_dtype() -> None:
@@ -244,14 +275,6 @@ def test_update_passes_over_a_task_that_its_mask_or_the_last_call_lacks() -> Non
         scalarizer.update(after, update_mask)
         assert scalarizer.updates.tolist() == [1, 0, 1]
         assert scalarizer.updates.dtype == torch.int64
-
-
-def test_update_does_nothing_where_each_call_learns() -> None:
-    scalarizer = FAMO(2, amortized=True)
-    scalarizer.update(torch.ones(2))
-    scalarizer(torch.ones(2))
-    scalarizer.update(torch.tensor([0.5, 1.0]))
-    assert scalarizer.updates.tolist() == [0, 0]
 
 
 def test_a_copy_made_between_a_call_and_its_update_may_update() -> None:

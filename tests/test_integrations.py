@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -29,10 +30,12 @@ from mtl_scalarize.integrations.lightning import MultiTaskModule  # noqa: E402
 from mtl_scalarize.integrations.transformers import MultiTaskTrainer  # noqa: E402
 
 NAMES = ("depth", "normals", "edges")
-EPOCHS, STEPS, BATCH = 3, 3, 12
+EPOCHS, STEPS, BATCH = 3, 4, 12
+EVERY = 3  # steps from one of FAMO's second looks to the next
 #: By name, which can be sent to a rank; the functions of a row cannot.
 METHODS = {method.name: method for method in methods.METHODS}
-LINEAR = [name for name, row in METHODS.items() if row.make(NAMES).linear]
+#: Those of which a batch may be given in parts.
+IN_PARTS = [n for n, row in METHODS.items() if row.make(NAMES).weights_depend_on != "losses"]
 
 Batch = dict[str, Tensor]
 State = dict[str, Tensor]
@@ -123,16 +126,17 @@ def assert_same(found: Any, expected: Any, tolerance: float = 0.0) -> None:
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-def by_hand(name: str, max_norm: float = torch.inf) -> State:
+def by_hand(name: str, max_norm: float = torch.inf, every: int = EVERY) -> State:
     network, scalarizer = Network(), scalarizer_of(name)
     optimizer = optimizer_of(network, scalarizer, lr=0.01)
-    for _ in range(EPOCHS):
-        for batch in DataLoader(Samples(), BATCH):
+    for epoch in range(EPOCHS):
+        for index, batch in enumerate(DataLoader(Samples(), BATCH), start=epoch * STEPS):
             optimizer.zero_grad()
             scalarizer(network(**batch)["losses"]).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), max_norm)
             optimizer.step()
-            scalarizer.update(lambda batch=batch: network(**batch)["losses"])
+            if index % every == 0:
+                scalarizer.update(lambda batch=batch: network(**batch)["losses"])
         scalarizer.step()
     return state_of(network, scalarizer)
 
@@ -168,6 +172,7 @@ def make_trainer(
     data: Dataset[Batch] | None = None,
     optimizers: tuple[Any, Any] = (None, None),
     compute_loss_func: Any = None,
+    update_every: int = EVERY,
     **options: Any,
 ) -> MultiTaskTrainer:
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -194,6 +199,7 @@ def make_trainer(
         optimizers=optimizers,
         scalarizer=scalarizer,
         scalarizer_lr=2 * settings["learning_rate"],
+        update_every=update_every,
     )
 
 
@@ -275,10 +281,21 @@ def test_the_trainer_on_two_ranks_equals_one(name: str, ranks: Ranks, tmp_path: 
         assert_same(state, expected, tolerance=1e-5)
 
 
+def join_with_a_group_of_ones_own(folder: Path) -> bool:
+    as_torchrun_does()
+    group, scalarizer = dist.new_group(), FAMO(NAMES)
+    scalarizer.synchronize(group)
+    return make_trainer(scalarizer, folder).scalarizer._ranks.group is group
+
+
+def test_a_synchronized_scalarizer_keeps_its_group(ranks: Ranks, tmp_path: Path) -> None:
+    assert all(ranks.run(join_with_a_group_of_ones_own, tmp_path, ranks=2))
+
+
 def test_the_trainer_looks_again_in_the_precision_of_the_call(tmp_path: Path) -> None:
     scalarizer = FAMO(NAMES, weight_decay=0.0)
     make_trainer(scalarizer, tmp_path, learning_rate=0.0, bf16=True).train()
-    assert scalarizer.updates.tolist() == 3 * [EPOCHS * STEPS]
+    assert scalarizer.updates.tolist() == 3 * [EPOCHS * STEPS // EVERY]
     assert scalarizer.logits.tolist() == [0, 0, 0]
 
 
@@ -289,14 +306,15 @@ def test_the_trainer_logs_losses_and_weights_by_name(tmp_path: Path) -> None:
     first, *_, last, _ = trainer.state.log_history
     assert [first[f"loss_{name}"] for name in NAMES] == pytest.approx(losses)
     assert [first[f"weight_{name}"] for name in NAMES] == [1, 1, 1]
+    # Those of the step, after which the epoch was closed.
     weights = [last[f"weight_{name}"] for name in NAMES]
-    assert weights == trainer.scalarizer.weights.tolist() != [1, 1, 1]
+    assert weights != [1, 1, 1]
     scalar = sum(weight * last[f"loss_{name}"] for name, weight in zip(NAMES, weights, strict=True))
     assert last["loss"] == pytest.approx(scalar)
 
 
 def test_evaluation_gives_the_sum_and_changes_nothing(tmp_path: Path) -> None:
-    trainer = make_trainer(scalarizer_of("FAMO amortized"), tmp_path)
+    trainer = make_trainer(scalarizer_of("FAMO"), tmp_path)
     trainer.train()
     before = state_of(trainer.model, trainer.scalarizer)
     before = {key: value.clone() for key, value in before.items()}
@@ -357,6 +375,8 @@ def test_the_trainer_refuses_several_gpus_in_one_process(
 
 
 class Module(MultiTaskModule, lightning.LightningModule):
+    update_every = EVERY
+
     def __init__(self, scalarizer: Scalarizer, lr: float = 0.01) -> None:
         super().__init__()
         self.network, self.scalarizer, self.lr = Network(), scalarizer, lr
@@ -397,8 +417,10 @@ def fit(
     return state_of(module.network, module.scalarizer)
 
 
-def by_lightning(name: str, folder: Path, **options: Any) -> State:
-    return fit(Module(scalarizer_of(name)), folder, **options)
+def by_lightning(name: str, folder: Path, update_every: int = EVERY, **options: Any) -> State:
+    module = Module(scalarizer_of(name))
+    module.update_every = update_every
+    return fit(module, folder, **options)
 
 
 @each_method
@@ -406,14 +428,14 @@ def test_lightning_takes_the_steps_of_a_plain_loop(name: str, tmp_path: Path) ->
     assert_same(by_lightning(name, tmp_path), by_hand(name))
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("name", IN_PARTS)
 def test_lightning_in_parts_takes_the_steps_of_the_whole_batch(name: str, tmp_path: Path) -> None:
     found = by_lightning(name, tmp_path, batch=BATCH // 3, accumulate_grad_batches=3)
     assert_same(found, by_hand(name), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - LINEAR))
-def test_lightning_refuses_parts_of_what_is_not_linear(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - IN_PARTS))
+def test_lightning_refuses_parts_of_what_needs_the_whole_batch(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`accumulate_grad_batches` should be 1 .* Found 3\."):
         by_lightning(name, tmp_path, accumulate_grad_batches=3)
 
@@ -440,7 +462,7 @@ def test_lightning_on_two_ranks_equals_one_process(name: str, ranks: Ranks, tmp_
 def test_lightning_looks_again_in_the_precision_of_the_call(tmp_path: Path) -> None:
     scalarizer = FAMO(NAMES, weight_decay=0.0)
     fit(Module(scalarizer, lr=0.0), tmp_path, precision="bf16-mixed")
-    assert scalarizer.updates.tolist() == 3 * [EPOCHS * STEPS]
+    assert scalarizer.updates.tolist() == 3 * [EPOCHS * STEPS // EVERY]
     assert scalarizer.logits.tolist() == [0, 0, 0]
 
 
@@ -467,3 +489,36 @@ def test_lightning_refuses_a_training_step_that_hides_the_batch(tmp_path: Path) 
 def test_lightning_refuses_the_other_order_of_bases() -> None:
     with pytest.raises(TypeError, match="should come before `LightningModule` in `Reversed`"):
         type("Reversed", (lightning.LightningModule, MultiTaskModule), {})
+
+
+# Both.
+
+each_framework = pytest.mark.parametrize(
+    ("train", "max_norm"),
+    [(by_trainer, 0.1), (by_lightning, torch.inf)],
+    ids=["trainer", "lightning"],
+)
+
+
+@pytest.mark.parametrize("every", [1, 5, MultiTaskModule.update_every])
+@each_framework
+def test_famo_looks_again_after_the_first_step_and_every_nth_from_there(
+    train: Any, max_norm: float, every: int, tmp_path: Path
+) -> None:
+    found = train("FAMO", tmp_path, update_every=every)
+    assert found["updates"].tolist() == 3 * [len(range(0, EPOCHS * STEPS, every))]
+    assert_same(found, by_hand("FAMO", max_norm, every))
+
+
+def test_every_tenth_step_is_the_default() -> None:
+    default = inspect.signature(MultiTaskTrainer).parameters["update_every"].default
+    assert default == MultiTaskModule.update_every == 10
+
+
+@pytest.mark.parametrize("every", [0, 2.5])
+@each_framework
+def test_update_every_is_a_positive_int(
+    train: Any, max_norm: float, every: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"`update_every` should be a positive int\. .* {every}"):
+        train("FAMO", tmp_path, update_every=every)

@@ -35,7 +35,7 @@ from strategies import (
 from torch import Tensor
 
 import mtl_scalarize as mtl
-from mtl_scalarize.functional.adam import adam_step
+from mtl_scalarize.functional._adam import adam_step
 
 bounds = filled_with(st.just(0.0) | st.floats(-1.0, 1.0))
 every_dtype = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
@@ -144,16 +144,18 @@ def test_dwa_over_epochs(dtype: torch.dtype, data: st.DataObject, temperature: f
         state = mtl.dwa_step(state, temperature)
         assert error(state.last, [mean[-1] for mean in means]) <= TOLERANCE[dtype]
         assert error(state.previous, [mean[-2] for mean in means]) <= TOLERANCE[dtype]
-        assert torch.equal(state.weights, mtl.dwa_weights(state.last, state.previous, temperature))
+        assert torch.equal(
+            state.epoch_weights, mtl.dwa_weights(state.last, state.previous, temperature)
+        )
         assert (state.mean == 0).all()
         assert (state.count == 0).all()
     values, mask = data.draw(alike(dtype, losses, masks, shapes=st.just((tasks,))))
     variables = nan_where_absent(values, mask).requires_grad_()
     scalar = mtl.dwa_combine(variables, state, mask=mask)
-    products = exact(values, mask) * exact(state.weights, mask)
+    products = exact(values, mask) * exact(state.epoch_weights, mask)
     assert error(scalar.detach(), products.sum()) <= TOLERANCE[dtype]
     (in_losses,) = torch.autograd.grad(scalar, variables)
-    assert error(split(in_losses, mask), exact(state.weights, mask)) == 0
+    assert error(split(in_losses, mask), exact(state.epoch_weights, mask)) == 0
 
 
 @pytest.mark.parametrize(
@@ -236,22 +238,22 @@ def test_relobralo(
     present, *old = (exact(each, learned) for each in (values, *state))
     expected = reference.relobralo(present, old, 1 - lookback, alpha, temperature)
     allowed = TOLERANCE[dtype] + 4 * torch.finfo(dtype).eps * 100 / temperature
-    assert error(new.weights[learned], expected, np.maximum(expected, 1e-30)) <= allowed
+    assert error(new.running_weights[learned], expected, np.maximum(expected, 1e-30)) <= allowed
 
 
 def test_relobralo_begins_with_nothing_to_compare_with() -> None:
     """The second batch is compared with the first, looking back or not; a task may come later."""
     first, second = torch.tensor([[2.0, 1.0, torch.nan], [1.0, 1.0, 4.0]], dtype=torch.float64)
     state = mtl.relobralo_update(mtl.relobralo_init(3, dtype=torch.float64), first, 1, alpha=0.5)
-    assert state.weights.tolist() == [1.0, 1.0, 1.0]
+    assert state.running_weights.tolist() == [1.0, 1.0, 1.0]
     assert [field.tolist() for field in state[1:]] == [[2.0, 1.0, 0.0]] * 2
     for lookback in (0, 1):
         new = mtl.relobralo_update(state, second, lookback, alpha=0.5, temperature=1.0)
         assert new.first.tolist() == [2.0, 1.0, 4.0]
         balance = torch.tensor([0.5, 1.0], dtype=torch.float64).softmax(0) * 2
         expected = balance if lookback else (1 + balance) / 2
-        torch.testing.assert_close(new.weights[:2], expected)
-        assert new.weights[2] == 1
+        torch.testing.assert_close(new.running_weights[:2], expected)
+        assert new.running_weights[2] == 1
 
 
 @every_dtype

@@ -7,7 +7,7 @@ make of it; no step is compared more loosely than the last one.
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ RELATIVE = 1e-10
 F64 = torch.float64
 TASKS = 3
 BOUNDS = torch.tensor([-0.5, 0.0, 0.01], dtype=F64)  # FAMO's min_losses
+NOTHING = torch.empty(0, dtype=F64)
 
 
 def cases() -> Iterator[Any]:
@@ -44,31 +45,22 @@ def cases() -> Iterator[Any]:
 every_method = pytest.mark.parametrize(("theirs", "ours"), list(cases()))
 
 
-class Trajectory(NamedTuple):
-    """What is compared; the first dimension counts steps."""
-
-    scalars: Tensor
-    task_weights: Tensor  # d scalar / d losses
-    learned: Tensor  # log-variances, log-scales or logits; empty for DWA
-    network: Tensor  # the parameters at the end; empty where there is no network
+Trajectory = dict[str, Tensor]
 
 
 def learned_state(scalarizer: nn.Module) -> Tensor:
-    for name in ("log_var", "log_scale", "_w", "logits"):
-        if hasattr(scalarizer, name):
-            found: Tensor = getattr(scalarizer, name)
-            return found.detach().clone()
-    return torch.empty(0)
+    """Log-variances, log-scales or logits; nothing of a method without."""
+    names = [name for name in ("log_var", "log_scale", "_w", "logits") if hasattr(scalarizer, name)]
+    return torch.cat([getattr(scalarizer, name).detach().flatten() for name in names] or [NOTHING])
 
 
 def train(
     scalarizer: Any,
     losses_at: Callable[[int], Tensor],
-    *,
     steps: int,
-    steps_an_epoch: int,
+    epoch: int,
     network: nn.Module | None = None,
-    lr: float,
+    lr: float = 0.01,
 ) -> Trajectory:
     """An ordinary training loop; `losses_at(i)` are the losses of batch i as they are now.
 
@@ -80,7 +72,7 @@ def train(
     # By name, since torchjd's FAMO lists its logits among its parameters.
     scales = [p for name, p in scalarizer.named_parameters() if name.startswith("log_")]
     optimizer = torch.optim.SGD([*trained, *scales, torch.zeros(0)], lr=lr)
-    scalars, task_weights, learned = [], [], []
+    rows = []
     for step in range(steps):
         losses = losses_at(step).requires_grad_()
         losses.retain_grad()
@@ -90,27 +82,20 @@ def train(
         optimizer.step()
         if hasattr(scalarizer, "update"):
             scalarizer.update(losses_at(step if network else step + 1).detach())
-        if hasattr(scalarizer, "step") and (step + 1) % steps_an_epoch == 0:
+        if hasattr(scalarizer, "step") and (step + 1) % epoch == 0:
             scalarizer.step()
-        assert losses.grad is not None
-        scalars.append(scalar.detach())
-        task_weights.append(losses.grad)
-        learned.append(learned_state(scalarizer))
-    final = [parameter.detach().flatten() for parameter in trained]
-    return Trajectory(
-        torch.stack(scalars),
-        torch.stack(task_weights),
-        torch.stack(learned),
-        torch.cat([torch.empty(0, dtype=F64), *final]),
-    )
+        rows.append((scalar.detach(), losses.grad, learned_state(scalarizer)))
+    columns = zip(("scalars", "task weights", "learned"), zip(*rows, strict=True), strict=True)
+    final = torch.cat([parameter.detach().flatten() for parameter in trained] or [NOTHING])
+    return {name: torch.stack(column) for name, column in columns} | {"network": final}
 
 
 def assert_same(ours: Trajectory, theirs: Trajectory) -> None:
     """Relative to the largest entry: a scalar may cross zero, a logit starts there."""
-    for name, actual, expected in zip(Trajectory._fields, ours, theirs, strict=True):
+    for name, expected in theirs.items():
         largest = expected.abs().max().item() if expected.numel() else 0.0
         torch.testing.assert_close(
-            actual,
+            ours[name],
             expected,
             rtol=RELATIVE,
             atol=RELATIVE * largest,
@@ -132,12 +117,20 @@ def test_a_hundred_training_steps_are_those_of_torchjd(
             return (network(features[step % 20]) - targets[step % 20]).square().mean(0)
 
         start = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
-        end = train(scalarizer, losses_at, steps=100, steps_an_epoch=20, network=network, lr=0.05)
-        assert end.scalars.isfinite().all()
-        assert (end.network - start).norm() > 0.1 * start.norm()  # it did train
+        end = train(scalarizer, losses_at, steps=100, epoch=20, network=network, lr=0.05)
+        assert end["scalars"].isfinite().all()
+        assert (end["network"] - start).norm() > 0.1 * start.norm()  # it did train
         return end
 
     assert_same(trajectory(ours()), trajectory(theirs()))
+
+
+def assert_same_on(ours: Any, theirs: Any, losses: Tensor, epoch: int) -> None:
+    trajectories = [
+        train(each, lambda step: losses[step].clone(), steps=len(losses) - 1, epoch=epoch)
+        for each in (ours, theirs)
+    ]
+    assert_same(*trajectories)
 
 
 @every_method
@@ -147,7 +140,7 @@ def test_a_hundred_training_steps_are_those_of_torchjd(
     seed=st.integers(0, 2**32 - 1),
     spread=st.floats(0.1, 1.0),
     steps=st.integers(1, 20),
-    steps_an_epoch=st.integers(1, 5),
+    epoch=st.integers(1, 5),
 )
 def test_any_sequence_of_losses_gives_the_trajectory_of_torchjd(
     theirs: Callable[[], Any],
@@ -155,21 +148,11 @@ def test_any_sequence_of_losses_gives_the_trajectory_of_torchjd(
     seed: int,
     spread: float,
     steps: int,
-    steps_an_epoch: int,
+    epoch: int,
 ) -> None:
     normal = torch.randn(steps + 1, TASKS, generator=torch.Generator().manual_seed(seed), dtype=F64)
     losses = 0.02 + (spread * normal).exp()  # above every entry of BOUNDS
-
-    def trajectory(scalarizer: nn.Module) -> Trajectory:
-        return train(
-            scalarizer,
-            lambda step: losses[step].clone(),
-            steps=steps,
-            steps_an_epoch=steps_an_epoch,
-            lr=0.01,
-        )
-
-    assert_same(trajectory(ours()), trajectory(theirs()))
+    assert_same_on(ours(), theirs(), losses, epoch)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3)], ids=str)
@@ -178,11 +161,7 @@ def test_losses_of_any_shape_give_the_trajectory_of_torchjd(
     method: Method, shape: tuple[int, ...]
 ) -> None:
     losses = 0.1 + torch.rand(7, *shape, generator=torch.Generator().manual_seed(0), dtype=F64)
-    ours, theirs = (
-        train(make(shape), lambda step: losses[step].clone(), steps=6, steps_an_epoch=2, lr=0.01)
-        for make in (method.make, method.peer)
-    )
-    assert_same(ours, theirs)
+    assert_same_on(method.make(shape), method.peer(shape), losses, epoch=2)
 
 
 @pytest.mark.parametrize("library", [peer, mtl], ids=["torchjd", "mtl_scalarize"])

@@ -66,11 +66,11 @@ def held_constant(row: Row, inputs: dict[str, Any]) -> Callable[..., Any]:
         return row.function
 
     def terms(
-        losses: Tensor, logits: Tensor, min_losses: Tensor, mask: Tensor | None = None
+        losses: Tensor, logits: Tensor, min_losses: Tensor, eps: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         present = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask
         share = torch.softmax(logits[present], 0)
-        return share, losses[present] - min_losses[present] + 1e-8
+        return share, losses[present] - min_losses[present] + eps
 
     share, distance = terms(**inputs)
     factor = 1 / (share / distance).sum()

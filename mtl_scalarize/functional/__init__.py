@@ -1,13 +1,22 @@
-"""The core: pure functions over explicit tensors, that return new state."""
+"""The core: pure functions over explicit tensors, that return new state.
 
-from .checks import check_tensors
+What holds for all of them is not repeated in each:
+
+- ``mask`` is a boolean tensor of the shape S of the losses, True where the task is present. An
+  absent task contributes nothing to the scalar or to any gradient, even where its loss is nan, and
+  its state stays bit-identical. None: all tasks are present.
+- A tensor that is not floating-point is a ``TypeError``. A tensor or a mask of another shape than S
+  is a ``ValueError``, and so is a mask that is not boolean.
+"""
+
+from ._checks import check_tensors
+from ._presence import fill_absent, finite_and_present
 from .constant import constant_combine, mean_weights, sum_weights
 from .dwa import DWAState, dwa_accumulate, dwa_combine, dwa_init, dwa_step, dwa_weights
 from .famo import FAMOState, famo_combine, famo_delta, famo_init, famo_update, famo_weights
 from .geometric import geometric_mean, geometric_mean_weights
 from .imtll import imtll_loss, imtll_weights
 from .log_sum import log_sum, log_sum_weights
-from .presence import fill_absent, measured
 from .random import random_weights
 from .relobralo import ReLoBRaLoState, relobralo_init, relobralo_update, relobralo_weights
 from .stch import stch, stch_weights
@@ -30,6 +39,7 @@ __all__ = [
     "famo_update",
     "famo_weights",
     "fill_absent",
+    "finite_and_present",
     "geometric_mean",
     "geometric_mean_weights",
     "imtll_loss",
@@ -37,7 +47,6 @@ __all__ = [
     "log_sum",
     "log_sum_weights",
     "mean_weights",
-    "measured",
     "random_weights",
     "relobralo_init",
     "relobralo_update",

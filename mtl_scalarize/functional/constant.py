@@ -3,12 +3,14 @@ r"""The weighted sum, and the weights of the plain sum and of the mean."""
 import torch
 from torch import Tensor
 
-from .checks import check_tensors
-from .precision import in_common_dtype
-from .presence import count_present, fill_absent
+from ._checks import check_tensors
+from ._precision import in_common_dtype
+from ._presence import count_present, fill_absent
 
 
-def constant_combine(losses: Tensor, weights: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def constant_combine(
+    losses: Tensor, weights: Tensor | None = None, *, mask: Tensor | None = None
+) -> Tensor:
     r"""Combine the losses by given weights.
 
     .. math::
@@ -18,21 +20,20 @@ def constant_combine(losses: Tensor, weights: Tensor, *, mask: Tensor | None = N
 
     Args:
         losses: the losses :math:`\ell`, of any shape S.
-        weights: the task weights :math:`w`, of shape S, any real numbers.
-        mask: boolean, of shape S, True where the task is present. An absent task contributes
-            nothing to the scalar or to any gradient, whatever its loss. None: all are present.
+        weights: the task weights :math:`w`, of shape S, any real numbers. None: 1 for each task.
+        mask: True where the task is present.
 
     Returns:
         The scalar, of shape (), in the dtype of ``losses`` and ``weights``, at least float32.
-
-    Raises:
-        TypeError: ``losses`` or ``weights`` is not a floating-point tensor.
-        ValueError: the shapes differ, or ``mask`` is not boolean.
 
     Example:
         >>> constant_combine(torch.tensor([4.0, 1.0]), torch.tensor([0.5, 2.0]))
         tensor(4.)
     """
+    if weights is None:
+        check_tensors(mask, losses=losses)
+        (losses,) = in_common_dtype(losses)
+        return fill_absent(losses, 0.0, mask=mask).sum()
     check_tensors(mask, weights=weights, losses=losses)
     losses, weights = in_common_dtype(losses, weights)
     return (weights * fill_absent(losses, 0.0, mask=mask)).sum()
@@ -43,14 +44,10 @@ def sum_weights(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
     Args:
         losses: of any shape S. The values are not read.
-        mask: boolean, of shape S, True where the task is present. Absent tasks get 0.
+        mask: True where the task is present. Absent tasks get 0.
 
     Returns:
         The weights, of shape S, in the dtype of ``losses``, at least float32.
-
-    Raises:
-        TypeError: ``losses`` is not a floating-point tensor.
-        ValueError: ``mask`` is not boolean or not of shape S.
 
     Example:
         >>> sum_weights(torch.tensor([4.0, 1.0]))
@@ -66,15 +63,11 @@ def mean_weights(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
     Args:
         losses: of any shape S. The values are not read.
-        mask: boolean, of shape S, True where the task is present. Absent tasks get 0.
+        mask: True where the task is present. Absent tasks get 0.
 
     Returns:
         The weights, of shape S, in the dtype of ``losses``, at least float32. Their sum is 1, and 0
         if every task is absent.
-
-    Raises:
-        TypeError: ``losses`` is not a floating-point tensor.
-        ValueError: ``mask`` is not boolean or not of shape S.
 
     Example:
         >>> mean_weights(torch.tensor([4.0, 1.0]))

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import as_shape, check_scalar, check_tensors
+from ._checks import as_shape, check_positive, check_tensors
+from ._precision import at_least_float32, in_common_dtype, scalar_in
+from ._presence import fill_absent, finite_and_present, softmax
 from .constant import constant_combine
-from .precision import at_least_float32, in_common_dtype, scalar_in
-from .presence import fill_absent, measured, softmax
 
 
 class DWAState(NamedTuple):
@@ -17,7 +17,7 @@ class DWAState(NamedTuple):
 
     Example:
         >>> dwa_init(2)._asdict().keys()
-        dict_keys(['mean', 'count', 'last', 'previous', 'weights'])
+        dict_keys(['mean', 'count', 'last', 'previous', 'epoch_weights'])
     """
 
     #: Mean of the losses counted so far in this epoch. Changes with every batch.
@@ -29,7 +29,7 @@ class DWAState(NamedTuple):
     #: Mean loss of the epoch before it, L(t-2); 0 before there is one. Changes once an epoch.
     previous: Tensor
     #: Task weights of this epoch. Changes once an epoch.
-    weights: Tensor
+    epoch_weights: Tensor
 
 
 def dwa_init(
@@ -53,7 +53,7 @@ def dwa_init(
         ValueError: ``shape`` has a negative entry.
 
     Example:
-        >>> dwa_init(3).weights
+        >>> dwa_init(3).epoch_weights
         tensor([1., 1., 1.])
     """
     last = torch.zeros(as_shape(shape), dtype=at_least_float32(dtype), device=device)
@@ -62,7 +62,7 @@ def dwa_init(
         count=torch.zeros_like(last, dtype=torch.int64),
         last=last,  # not a third clone: in a compiled graph, equal clones become one tensor
         previous=last.clone(),
-        weights=torch.ones_like(last),
+        epoch_weights=torch.ones_like(last),
     )
 
 
@@ -76,15 +76,11 @@ def dwa_accumulate(state: DWAState, losses: Tensor, *, mask: Tensor | None = Non
     Args:
         state: the state so far, of shape S.
         losses: this batch's losses :math:`\ell`, of shape S.
-        mask: boolean, of shape S, True where the task is present in this batch.
+        mask: True where the task is present in this batch.
 
     Returns:
         The state with this batch counted, in the dtype of ``state``. A task that is absent, or
         whose loss is not finite, is unchanged.
-
-    Raises:
-        TypeError: ``losses`` is not a floating-point tensor.
-        ValueError: the shapes differ, or ``mask`` is not boolean.
 
     Example:
         >>> state = dwa_accumulate(dwa_init(2), torch.tensor([3.0, float("nan")]))
@@ -93,14 +89,14 @@ def dwa_accumulate(state: DWAState, losses: Tensor, *, mask: Tensor | None = Non
     """
     check_tensors(mask, state=state.mean, losses=losses)
     change = (losses.to(state.mean.dtype) - state.mean) / (state.count + 1)
-    counted, change = measured(change, mask=mask)
+    counted, change = finite_and_present(change, mask=mask)
     # Not `_replace`, which torch.compile below 2.12 does not trace.
     return DWAState(
         mean=state.mean + change,
         count=state.count + counted,
         last=state.last,
         previous=state.previous,
-        weights=state.weights,
+        epoch_weights=state.epoch_weights,
     )
 
 
@@ -133,7 +129,7 @@ def dwa_step(state: DWAState, temperature: float | Tensor = 2.0) -> DWAState:
         count=torch.zeros_like(state.count),
         last=last,
         previous=previous,
-        weights=dwa_weights(last, previous, temperature),
+        epoch_weights=dwa_weights(last, previous, temperature),
     )
 
 
@@ -159,8 +155,7 @@ def dwa_weights(last: Tensor, previous: Tensor, temperature: float | Tensor = 2.
         relative error is about :math:`r/T` times that of the dtype.
 
     Raises:
-        TypeError: ``last`` or ``previous`` is not a floating-point tensor.
-        ValueError: the shapes differ, or ``temperature`` is not positive.
+        ValueError: ``temperature`` is not positive.
 
     References:
         Liu, Johns and Davison. End-to-End Multi-Task Learning with Attention. CVPR 2019.
@@ -171,7 +166,7 @@ def dwa_weights(last: Tensor, previous: Tensor, temperature: float | Tensor = 2.
         tensor([0.8756, 1.1244])
     """
     check_tensors(None, last=last, previous=previous)
-    check_scalar("temperature", temperature, positive=True)
+    check_positive("temperature", temperature)
     last, previous = in_common_dtype(last, previous)
     has_rate = torch.isfinite(last / previous)
     rates = last / fill_absent(previous, 1.0, mask=has_rate)
@@ -191,18 +186,13 @@ def dwa_combine(losses: Tensor, state: DWAState, *, mask: Tensor | None = None) 
     Args:
         losses: the losses :math:`\ell`, of any shape S.
         state: the state of DWA, of shape S.
-        mask: boolean, of shape S, True where the task is present. An absent task contributes
-            nothing to the scalar or to any gradient, whatever its loss. None: all are present.
+        mask: True where the task is present.
 
     Returns:
         The scalar, of shape (), in the dtype of ``losses`` and ``state``, at least float32.
-
-    Raises:
-        TypeError: ``losses`` is not a floating-point tensor.
-        ValueError: the shapes differ, or ``mask`` is not boolean.
 
     Example:
         >>> dwa_combine(torch.tensor([4.0, 1.0]), dwa_init(2))
         tensor(5.)
     """
-    return constant_combine(losses, state.weights, mask=mask)
+    return constant_combine(losses, state.epoch_weights, mask=mask)

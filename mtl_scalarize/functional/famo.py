@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .adam import adam_step
-from .bounds import distances
-from .checks import as_shape, check_scalar, check_scalar_or_shape, check_tensors
-from .precision import at_least_float32, in_common_dtype
-from .presence import fill_absent, measured, softmax
+from ._adam import adam_step
+from ._bounds import EPS, above_bound
+from ._checks import as_shape, check_scalar, check_scalar_or_shape, check_tensors
+from ._precision import at_least_float32, in_common_dtype
+from ._presence import fill_absent, finite_and_present, softmax
 
 
 class FAMOState(NamedTuple):
@@ -71,6 +71,7 @@ def famo_weights(
     logits: Tensor,
     min_losses: float | Tensor = 0.0,
     *,
+    eps: float | Tensor = EPS,
     mask: Tensor | None = None,
 ) -> Tensor:
     r"""The task weights of FAMO: a convex combination, differentiable in losses and in logits.
@@ -78,9 +79,8 @@ def famo_weights(
     .. math::
         p = \mathrm{softmax}(w - \log d), \qquad d = \ell - b + \epsilon
 
-    with :math:`\epsilon = 10^{-8}`. In the notation of the paper this is
-    :math:`p_i = c \, z_i / d_i` with :math:`z = \mathrm{softmax}(w)` and
-    :math:`c = (\sum_j z_j / d_j)^{-1}`.
+    In the notation of the paper this is :math:`p_i = c \, z_i / d_i` with
+    :math:`z = \mathrm{softmax}(w)` and :math:`c = (\sum_j z_j / d_j)^{-1}`.
 
     The product of these weights with the task gradients is FAMO's direction. In a functional
     pipeline, ``losses, pullback = torch.func.vjp(losses_fn, params)`` and then
@@ -91,23 +91,20 @@ def famo_weights(
         losses: the losses :math:`\ell`, of any shape S, none below ``min_losses``.
         logits: the logits :math:`w`, of shape S.
         min_losses: the lower bounds :math:`b`, of shape S, or one number for all.
-        mask: boolean, of shape S, True where the task is present. Absent tasks get 0, and the
-            softmax runs over those present. None: all are present.
+        eps: :math:`\epsilon`, non-negative, a number or a 0-d tensor: it keeps the logarithm finite
+            for a loss at its bound.
+        mask: True where the task is present. The softmax runs over those, and the others get 0.
 
     Returns:
         The weights, of shape S, non-negative, with sum 1 (0 if every task is absent), in the dtype
         of ``losses`` and ``logits``, at least float32. All present ones are nan if a loss is more
         than :math:`\epsilon` below its bound.
 
-    Raises:
-        TypeError: ``losses`` or ``logits`` is not a floating-point tensor.
-        ValueError: the shapes differ, or ``mask`` is not boolean.
-
     Example:
         >>> famo_weights(torch.tensor([1.0, 3.0]), torch.zeros(2))
         tensor([0.7500, 0.2500])
     """
-    above, logits = _distances(losses, logits, min_losses, mask)
+    above, logits = _above_bound(losses, logits, min_losses, eps, mask)
     return fill_absent(softmax(logits - above.log(), mask=mask), 0.0, mask=mask)
 
 
@@ -116,6 +113,7 @@ def famo_combine(
     logits: Tensor,
     min_losses: float | Tensor = 0.0,
     *,
+    eps: float | Tensor = EPS,
     mask: Tensor | None = None,
 ) -> Tensor:
     r"""Combine the losses by Fast Adaptive Multitask Optimization (FAMO).
@@ -124,25 +122,20 @@ def famo_combine(
         c \sum_i z_i \log d_i, \qquad d = \ell - b + \epsilon, \qquad
         z = \mathrm{softmax}(w), \qquad c = \sum_i p_i d_i
 
-    with the weights :math:`p` of :func:`famo_weights` and :math:`\epsilon = 10^{-8}`. The factor
-    :math:`c` is held constant in the backward pass, so that the derivative in the losses is
-    :math:`p`.
+    with the weights :math:`p` of :func:`famo_weights`. The factor :math:`c` is held constant in the
+    backward pass, so that the derivative in the losses is :math:`p`.
 
     Args:
         losses: the losses :math:`\ell`, of any shape S, none below ``min_losses``.
         logits: the logits :math:`w`, of shape S.
         min_losses: the lower bounds :math:`b`, of shape S, or one number for all.
-        mask: boolean, of shape S, True where the task is present. An absent task contributes
-            nothing to the scalar or to any gradient, whatever its loss, and the softmax runs over
-            those present. None: all are present.
+        eps: :math:`\epsilon`, non-negative, a number or a 0-d tensor: it keeps the logarithm finite
+            for a loss at its bound.
+        mask: True where the task is present. The softmax runs over those.
 
     Returns:
         The scalar, of shape (), in the dtype of ``losses`` and ``logits``, at least float32. It is
         nan if a loss is more than :math:`\epsilon` below its bound.
-
-    Raises:
-        TypeError: ``losses`` or ``logits`` is not a floating-point tensor.
-        ValueError: the shapes differ, or ``mask`` is not boolean.
 
     References:
         Liu, Feng, Stone and Liu. FAMO: Fast Adaptive Multitask Optimization. NeurIPS 2023.
@@ -154,14 +147,20 @@ def famo_combine(
         >>> losses.grad
         tensor([0.7500, 0.2500])
     """
-    above, logits = _distances(losses, logits, min_losses, mask)
+    above, logits = _above_bound(losses, logits, min_losses, eps, mask)
     logs = above.log()
     weights = softmax((logits - logs).detach(), mask=mask)
     factor = (weights * above.detach()).sum()
     return factor * (softmax(logits, mask=mask) * logs).sum()
 
 
-def famo_delta(before: Tensor, after: Tensor, min_losses: float | Tensor = 0.0) -> Tensor:
+def famo_delta(
+    before: Tensor,
+    after: Tensor,
+    min_losses: float | Tensor = 0.0,
+    *,
+    eps: float | Tensor = EPS,
+) -> Tensor:
     r"""How much each loss fell across a model update, on the logarithmic scale.
 
     .. math::
@@ -177,14 +176,12 @@ def famo_delta(before: Tensor, after: Tensor, min_losses: float | Tensor = 0.0) 
         before: the losses before the update, of any shape S.
         after: the losses after it, on the same batch, of shape S.
         min_losses: the lower bounds :math:`b`, of shape S, or one number for all.
+        eps: :math:`\epsilon`, non-negative, a number or a 0-d tensor: it keeps the logarithm finite
+            for a loss at its bound.
 
     Returns:
         The falls :math:`\delta`, of shape S, in the dtype of the losses, at least float32; nan
-        where a loss is more than :math:`\epsilon = 10^{-8}` below its bound.
-
-    Raises:
-        TypeError: ``before`` or ``after`` is not a floating-point tensor.
-        ValueError: the shapes differ.
+        where a loss is more than :math:`\epsilon` below its bound.
 
     Example:
         >>> famo_delta(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 3.0]))
@@ -192,9 +189,10 @@ def famo_delta(before: Tensor, after: Tensor, min_losses: float | Tensor = 0.0) 
     """
     check_tensors(None, before=before, after=after)
     check_scalar_or_shape("min_losses", min_losses, after.shape, "before")
+    check_scalar("eps", eps)
     before, after = in_common_dtype(before, after)
     # The root is nan below the bound, where two wrong signs would cancel.
-    root = distances(after, min_losses).sqrt()
+    root = above_bound(after, min_losses, eps).sqrt()
     return torch.log1p((before - after) / root / root)
 
 
@@ -217,15 +215,14 @@ def famo_update(
         delta: the falls of :func:`famo_delta`, of shape S.
         lr: Adam's learning rate, non-negative, a number or a 0-d tensor. The paper uses 0.025.
         weight_decay: :math:`\gamma`, non-negative, a number or a 0-d tensor.
-        mask: boolean, of shape S, True where the task is present. None: all are present.
+        mask: True where the task is present.
 
     Returns:
         The new state, in the dtype of ``state``. A task that is absent, or whose ``delta`` is not
         finite, is unchanged, and the softmax runs over the others.
 
     Raises:
-        TypeError: ``delta`` is not a floating-point tensor.
-        ValueError: the shapes differ, ``mask`` is not boolean, or a hyperparameter is negative.
+        ValueError: a hyperparameter is negative.
 
     Example:
         >>> famo_update(famo_init(2), torch.tensor([0.7, 0.0])).logits  # the second fell less
@@ -234,7 +231,7 @@ def famo_update(
     check_tensors(mask, state=state.logits, delta=delta)
     check_scalar("lr", lr)
     check_scalar("weight_decay", weight_decay)
-    where, delta = measured(delta.to(state.logits.dtype), mask=mask)
+    where, delta = finite_and_present(delta.to(state.logits.dtype), mask=mask)
     shares = softmax(state.logits, mask=where)
     grad = shares * (delta - (shares * delta).sum())
     new = adam_step(
@@ -249,11 +246,16 @@ def famo_update(
     return FAMOState(*(torch.where(where, *pair) for pair in zip(new, state, strict=True)))
 
 
-def _distances(
-    losses: Tensor, logits: Tensor, min_losses: float | Tensor, mask: Tensor | None
+def _above_bound(
+    losses: Tensor,
+    logits: Tensor,
+    min_losses: float | Tensor,
+    eps: float | Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """How far the losses are above their bounds, and the logits, in one dtype."""
     check_tensors(mask, logits=logits, losses=losses)
     check_scalar_or_shape("min_losses", min_losses, losses.shape, "losses")
+    check_scalar("eps", eps)
     losses, logits = in_common_dtype(losses, logits)
-    return distances(losses, min_losses, mask=mask), logits
+    return above_bound(losses, min_losses, eps, mask=mask), logits

@@ -2,9 +2,9 @@ r"""The geometric mean of the losses."""
 
 from torch import Tensor
 
-from .checks import check_tensors
-from .precision import in_common_dtype
-from .presence import count_present, fill_absent, zero_if_none
+from ._checks import check_tensors
+from ._precision import in_common_dtype
+from ._presence import count_present, fill_absent, mean_present, zero_if_none
 
 
 def geometric_mean(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -18,16 +18,11 @@ def geometric_mean(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
     Args:
         losses: the losses :math:`\ell`, of any shape S, positive.
-        mask: boolean, of shape S, True where the task is present. An absent task contributes
-            nothing to the scalar or to any gradient, whatever its loss. None: all are present.
+        mask: True where the task is present.
 
     Returns:
         The scalar, of shape (), in the dtype of ``losses``, at least float32. It is nan if a loss
         is negative, and 0 if every task is absent.
-
-    Raises:
-        TypeError: ``losses`` is not a floating-point tensor.
-        ValueError: ``mask`` is not boolean or not of shape S.
 
     References:
         Chennupati, Sistu, Yogamani and Rawashdeh. MultiNet++: Multi-Stream Feature Aggregation and
@@ -42,8 +37,7 @@ def geometric_mean(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:
     check_tensors(mask, losses=losses)
     (losses,) = in_common_dtype(losses)
     logs = fill_absent(losses, 1.0, mask=mask).log()
-    mean = (logs.sum() / count_present(losses, mask=mask)).exp()
-    return zero_if_none(mean, losses, mask=mask)
+    return zero_if_none(mean_present(logs, mask=mask).exp(), losses, mask=mask)
 
 
 def geometric_mean_weights(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -56,14 +50,10 @@ def geometric_mean_weights(losses: Tensor, *, mask: Tensor | None = None) -> Ten
 
     Args:
         losses: the losses :math:`\ell`, of any shape S, positive.
-        mask: boolean, of shape S, True where the task is present. Absent tasks get 0.
+        mask: True where the task is present. Absent tasks get 0.
 
     Returns:
         The weights, of shape S, in the dtype of ``losses``, at least float32.
-
-    Raises:
-        TypeError: ``losses`` is not a floating-point tensor.
-        ValueError: ``mask`` is not boolean or not of shape S.
 
     Example:
         >>> import torch

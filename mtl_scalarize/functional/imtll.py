@@ -3,9 +3,9 @@ r"""IMTL-L: each loss is multiplied by a learned scale."""
 import torch
 from torch import Tensor
 
-from .checks import check_scalar, check_tensors
-from .precision import in_common_dtype, scalar_in
-from .presence import fill_absent
+from ._checks import check_scalar, check_tensors
+from ._precision import in_common_dtype, plus
+from ._presence import fill_absent
 
 
 def imtll_loss(
@@ -24,15 +24,13 @@ def imtll_loss(
         log_scale: the logarithms :math:`s` of the scales, of shape S; learned, any real number.
         eps: :math:`\epsilon`, non-negative, a number or a 0-d tensor: the size below which a loss
             does not matter. It bounds the weight of a loss that reaches 0.
-        mask: boolean, of shape S, True where the task is present. An absent task contributes
-            nothing to the scalar or to any gradient, whatever its loss. None: all are present.
+        mask: True where the task is present.
 
     Returns:
         The scalar, of shape (), in the dtype of ``losses`` and ``log_scale``, at least float32.
 
     Raises:
-        TypeError: ``losses`` or ``log_scale`` is not a floating-point tensor.
-        ValueError: the shapes differ, ``mask`` is not boolean, or ``eps`` is negative.
+        ValueError: ``eps`` is negative.
 
     References:
         Liu, Li, Kuang, Xue, Chen, Yang, Liao and Zhang. Towards Impartial Multi-Task Learning.
@@ -48,9 +46,10 @@ def imtll_loss(
     check_tensors(mask, log_scale=log_scale, losses=losses)
     check_scalar("eps", eps)
     losses, log_scale = in_common_dtype(losses, log_scale)
-    losses = fill_absent(losses + scalar_in(losses.dtype, eps), 0.0, mask=mask)
+    losses = fill_absent(plus(losses, eps), 0.0, mask=mask)
     log_scale = fill_absent(log_scale, 0.0, mask=mask)
-    return (torch.exp(log_scale) * losses - log_scale).sum()
+    # exp(s) * l - s in one operation.
+    return torch.addcmul(-log_scale, torch.exp(log_scale), losses).sum()
 
 
 def imtll_weights(log_scale: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -61,14 +60,10 @@ def imtll_weights(log_scale: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
     Args:
         log_scale: the logarithms :math:`s` of the scales, of any shape S.
-        mask: boolean, of shape S, True where the task is present. Absent tasks get 0.
+        mask: True where the task is present. Absent tasks get 0.
 
     Returns:
         The weights, of shape S, non-negative, in the dtype of ``log_scale``, at least float32.
-
-    Raises:
-        TypeError: ``log_scale`` is not a floating-point tensor.
-        ValueError: ``mask`` is not boolean or not of shape S.
 
     Example:
         >>> imtll_weights(torch.tensor([0.0, -2.0]))

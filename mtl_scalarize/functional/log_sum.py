@@ -2,21 +2,25 @@ r"""LogSum: the sum of the logarithms, which does not see the units of the losse
 
 from torch import Tensor
 
-from .bounds import distances
-from .checks import check_scalar_or_shape, check_tensors
-from .precision import in_common_dtype
-from .presence import fill_absent
+from ._bounds import EPS, above_bound
+from ._checks import check_scalar, check_scalar_or_shape, check_tensors
+from ._precision import in_common_dtype
+from ._presence import fill_absent
 
 
 def log_sum(
-    losses: Tensor, min_losses: float | Tensor = 0.0, *, mask: Tensor | None = None
+    losses: Tensor,
+    min_losses: float | Tensor = 0.0,
+    *,
+    eps: float | Tensor = EPS,
+    mask: Tensor | None = None,
 ) -> Tensor:
     r"""Combine the losses by the sum of their logarithms.
 
     .. math::
         \sum_i \log d_i, \qquad d = \ell - b + \epsilon
 
-    with :math:`\epsilon = 10^{-8}`. Multiplying a loss by a constant changes no gradient. This is
+    Multiplying a loss that is far above :math:`\epsilon` by a constant changes no gradient. This is
     the scale-invariant baseline (SI) of Navon et al. and the logarithmic part of DB-MTL. It is K
     times the logarithm of :func:`geometric_mean`, :func:`uw_loss` at its optimum up to a constant
     and a factor 2, and :func:`famo_combine` with equal logits up to FAMO's factor :math:`c/K`. The
@@ -25,16 +29,13 @@ def log_sum(
     Args:
         losses: the losses :math:`\ell`, of any shape S, none below ``min_losses``.
         min_losses: the lower bounds :math:`b`, of shape S, or one number for all.
-        mask: boolean, of shape S, True where the task is present. An absent task contributes
-            nothing to the scalar or to any gradient, whatever its loss. None: all are present.
+        eps: :math:`\epsilon`, non-negative, a number or a 0-d tensor: below this size a loss counts
+            less.
+        mask: True where the task is present.
 
     Returns:
         The scalar, of shape (), in the dtype of ``losses``, at least float32. If a loss is more
         than :math:`\epsilon` below its bound, it is nan, and so is the derivative in that loss.
-
-    Raises:
-        TypeError: ``losses`` is not a floating-point tensor.
-        ValueError: the shapes differ, or ``mask`` is not boolean.
 
     References:
         Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik and Fetaya. Multi-Task Learning as a
@@ -48,11 +49,15 @@ def log_sum(
         >>> log_sum(torch.tensor([4.0, 1.0]))
         tensor(1.3863)
     """
-    return 2 * _roots(losses, min_losses, mask).log().sum()
+    return 2 * _roots(losses, min_losses, eps, mask).log().sum()
 
 
 def log_sum_weights(
-    losses: Tensor, min_losses: float | Tensor = 0.0, *, mask: Tensor | None = None
+    losses: Tensor,
+    min_losses: float | Tensor = 0.0,
+    *,
+    eps: float | Tensor = EPS,
+    mask: Tensor | None = None,
 ) -> Tensor:
     r"""The task weights of :func:`log_sum`: its derivative in each loss.
 
@@ -62,27 +67,28 @@ def log_sum_weights(
     Args:
         losses: the losses :math:`\ell`, of any shape S.
         min_losses: the lower bounds :math:`b`, of shape S, or one number for all.
-        mask: boolean, of shape S, True where the task is present. Absent tasks get 0.
+        eps: :math:`\epsilon`, non-negative, a number or a 0-d tensor: below this size a loss counts
+            less.
+        mask: True where the task is present. Absent tasks get 0.
 
     Returns:
         The weights, of shape S, in the dtype of ``losses``, at least float32.
-
-    Raises:
-        TypeError: ``losses`` is not a floating-point tensor.
-        ValueError: the shapes differ, or ``mask`` is not boolean.
 
     Example:
         >>> import torch
         >>> log_sum_weights(torch.tensor([4.0, 1.0]))
         tensor([0.2500, 1.0000])
     """
-    roots = _roots(losses, min_losses, mask)
+    roots = _roots(losses, min_losses, eps, mask)
     return fill_absent(1 / roots / roots, 0.0, mask=mask)
 
 
-def _roots(losses: Tensor, min_losses: float | Tensor, mask: Tensor | None) -> Tensor:
-    """The square roots of the distances, nan below a bound: 1/d is a number there."""
+def _roots(
+    losses: Tensor, min_losses: float | Tensor, eps: float | Tensor, mask: Tensor | None
+) -> Tensor:
+    """Square roots of the distances to the bounds: nan below a bound, where 1/d is a number."""
     check_tensors(mask, losses=losses)
     check_scalar_or_shape("min_losses", min_losses, losses.shape, "losses")
+    check_scalar("eps", eps)
     (losses,) = in_common_dtype(losses)
-    return distances(losses, min_losses, mask=mask).sqrt()
+    return above_bound(losses, min_losses, eps, mask=mask).sqrt()

@@ -2,9 +2,9 @@ r"""Random Loss Weighting: new random weights for every batch."""
 
 from torch import Tensor
 
-from .checks import check_tensors
-from .precision import in_common_dtype
-from .presence import fill_absent, softmax
+from ._checks import check_tensors
+from ._precision import in_common_dtype
+from ._presence import fill_absent, softmax
 
 
 def random_weights(noise: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -18,16 +18,11 @@ def random_weights(noise: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
     Args:
         noise: :math:`\xi`, of any shape S; standard normal in the paper, ``torch.randn(S)``.
-        mask: boolean, of shape S, True where the task is present. Absent tasks get 0, and the
-            softmax runs over those present. None: all are present.
+        mask: True where the task is present. The softmax runs over those, and the others get 0.
 
     Returns:
         The weights, of shape S, positive, with sum 1 (0 if every task is absent), in the dtype of
         ``noise``, at least float32.
-
-    Raises:
-        TypeError: ``noise`` is not a floating-point tensor.
-        ValueError: ``mask`` is not boolean or not of shape S.
 
     References:
         Lin, Ye, Zhang and Tsang. Reasonable Effectiveness of Random Weighting: A Litmus Test for

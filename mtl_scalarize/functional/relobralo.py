@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import as_shape, check_share, check_tensors
+from ._checks import as_shape, check_tensors, check_unit_interval
+from ._precision import at_least_float32, scalar_in
+from ._presence import fill_absent, finite_and_present
 from .dwa import dwa_weights
-from .precision import at_least_float32, scalar_in
-from .presence import fill_absent, measured
 
 
 class ReLoBRaLoState(NamedTuple):
@@ -17,11 +17,11 @@ class ReLoBRaLoState(NamedTuple):
 
     Example:
         >>> relobralo_init(2)._asdict().keys()
-        dict_keys(['weights', 'first', 'last'])
+        dict_keys(['running_weights', 'first', 'last'])
     """
 
     #: Task weights of the last batch. Changes with every batch.
-    weights: Tensor
+    running_weights: Tensor
     #: The first loss of each task; 0 before there is one. Changes once.
     first: Tensor
     #: The last loss of each task; 0 before there is one. Changes with every batch.
@@ -49,7 +49,7 @@ def relobralo_init(
         ValueError: ``shape`` has a negative entry.
 
     Example:
-        >>> relobralo_init(3).weights
+        >>> relobralo_init(3).running_weights
         tensor([1., 1., 1.])
     """
     weights = torch.ones(as_shape(shape), dtype=at_least_float32(dtype), device=device)
@@ -77,15 +77,14 @@ def relobralo_weights(
         losses: the losses :math:`\ell(t)`, of any shape S, positive.
         earlier: the losses :math:`\ell(t')`, of shape S, 0 where there is none.
         temperature: :math:`T > 0`, a number or a 0-d tensor; the larger, the more uniform.
-        mask: boolean, of shape S, True where the task is present. Absent tasks get 0.
+        mask: True where the task is present. Absent tasks get 0.
 
     Returns:
         The weights, of shape S, in the dtype of ``losses`` and ``earlier``, at least float32. They
         sum to the number of present tasks.
 
     Raises:
-        TypeError: ``losses`` or ``earlier`` is not a floating-point tensor.
-        ValueError: the shapes differ, ``mask`` is not boolean, or ``temperature`` is not positive.
+        ValueError: ``temperature`` is not positive.
 
     References:
         Heydari, Thompson and Mehmood. SoftAdapt: Techniques for Adaptive Loss Weighting of Neural
@@ -129,16 +128,14 @@ def relobralo_update(
             not to. Draw it anew for each batch, and 1 seldom.
         alpha: :math:`\alpha`, from 0 to 1, a number or a 0-d tensor: how slowly the weights change.
         temperature: :math:`T > 0` of :func:`relobralo_weights`.
-        mask: boolean, of shape S, True where the task is present in this batch.
+        mask: True where the task is present in this batch.
 
     Returns:
         The new state, in the dtype of ``state``. A task that is absent, or whose loss is not
         finite, is unchanged, and the softmax runs over the others.
 
     Raises:
-        TypeError: ``losses`` is not a floating-point tensor.
-        ValueError: the shapes differ, ``mask`` is not boolean, ``temperature`` is not positive, or
-            ``alpha`` or ``lookback`` is not from 0 to 1.
+        ValueError: ``temperature`` is not positive, or ``alpha`` or ``lookback`` not from 0 to 1.
 
     References:
         Bischof and Kraus. Multi-Objective Loss Balancing for Physics-Informed Deep Learning. 2021.
@@ -148,17 +145,19 @@ def relobralo_update(
         >>> state = relobralo_init(2)
         >>> for losses in torch.tensor([[2.0, 1.0], [1.0, 1.0]]):
         ...     state = relobralo_update(state, losses, lookback=0, alpha=0.9)
-        >>> state.weights  # the second fell less
+        >>> state.running_weights  # the second fell less
         tensor([0.9013, 1.0987])
     """
-    check_tensors(mask, state=state.weights, losses=losses)
-    check_share("lookback", lookback)
-    check_share("alpha", alpha)
-    dtype = state.weights.dtype
-    where, losses = measured(losses.to(dtype), mask=mask)
+    check_tensors(mask, state=state.running_weights, losses=losses)
+    check_unit_interval("lookback", lookback)
+    check_unit_interval("alpha", alpha)
+    dtype = state.running_weights.dtype
+    where, losses = finite_and_present(losses.to(dtype), mask=mask)
     alpha, rho = scalar_in(dtype, alpha), 1 - scalar_in(dtype, lookback)
     since_first = relobralo_weights(losses, state.first, temperature, mask=where)
     since_last = relobralo_weights(losses, state.last, temperature, mask=where)
-    weights = alpha * (rho * state.weights + (1 - rho) * since_first) + (1 - alpha) * since_last
+    weights = (
+        alpha * (rho * state.running_weights + (1 - rho) * since_first) + (1 - alpha) * since_last
+    )
     new = weights, torch.where(state.first == 0, losses, state.first), losses
     return ReLoBRaLoState(*(torch.where(where, *pair) for pair in zip(new, state, strict=True)))

@@ -2,16 +2,15 @@ r"""STCH (smooth Tchebycheff): a smooth maximum of the losses."""
 
 from torch import Tensor
 
-from .checks import check_scalar, check_scalar_or_shape, check_tensors
-from .constant import mean_weights
-from .precision import in_common_dtype, scalar_in
-from .presence import fill_absent, logsumexp, softmax, zero_if_none
+from ._checks import check_positive, check_scalar_or_shape, check_tensors
+from ._precision import in_common_dtype, plus, scalar_in
+from ._presence import count_present, fill_absent, largest, logsumexp, softmax, zero_if_none
 
 
 def stch(
     losses: Tensor,
     mu: float | Tensor,
-    weights: Tensor | None = None,
+    weights: float | Tensor | None = None,
     reference: float | Tensor = 0.0,
     *,
     mask: Tensor | None = None,
@@ -28,19 +27,17 @@ def stch(
         losses: the losses :math:`\ell`, of any shape S.
         mu: the smoothing :math:`\mu > 0`, a number or a 0-d tensor, in the unit of the losses times
             their preference. The paper uses 0.01 to 1.
-        weights: the preference :math:`\lambda`, of shape S. None: :math:`1/m` for each of the m
-            tasks that are present.
+        weights: the preference :math:`\lambda`, of shape S, or one number for all. None:
+            :math:`1/m` for each of the m tasks that are present.
         reference: the ideal point :math:`z`, of shape S, or one number for all.
-        mask: boolean, of shape S, True where the task is present. An absent task contributes
-            nothing to the scalar or to any gradient, whatever its loss. None: all are present.
+        mask: True where the task is present.
 
     Returns:
         The scalar, of shape (), in the dtype of ``losses`` and ``weights``, at least float32. It is
         0 if every task is absent.
 
     Raises:
-        TypeError: ``losses`` or ``weights`` is not a floating-point tensor.
-        ValueError: the shapes differ, ``mask`` is not boolean, or ``mu`` is not positive.
+        ValueError: ``mu`` is not positive.
 
     References:
         Lin, Zhang, Yang, Liu, Wang and Zhang. Smooth Tchebycheff Scalarization for Multi-Objective
@@ -52,15 +49,17 @@ def stch(
         >>> stch(losses, mu=1.0), stch(losses, mu=0.01)
         (tensor(2.2014), tensor(2.))
     """
-    exponents, _ = _exponents(losses, mu, weights, reference, mask)
-    smooth = scalar_in(exponents.dtype, mu) * logsumexp(exponents, mask=mask)
-    return zero_if_none(smooth, exponents, mask=mask)
+    distances, _ = _distances(losses, mu, weights, reference, mask)
+    top = largest(distances, mask=mask)
+    mu = scalar_in(distances.dtype, mu)
+    smooth = top + mu * logsumexp((distances - top) / mu, mask=mask)
+    return zero_if_none(smooth, distances, mask=mask)
 
 
 def stch_weights(
     losses: Tensor,
     mu: float | Tensor,
-    weights: Tensor | None = None,
+    weights: float | Tensor | None = None,
     reference: float | Tensor = 0.0,
     *,
     mask: Tensor | None = None,
@@ -73,39 +72,44 @@ def stch_weights(
     Args:
         losses: the losses :math:`\ell`, of any shape S.
         mu: the smoothing :math:`\mu > 0`, a number or a 0-d tensor.
-        weights: the preference :math:`\lambda`, of shape S. None: :math:`1/m` for each of the m
-            tasks that are present.
+        weights: the preference :math:`\lambda`, of shape S, or one number for all. None:
+            :math:`1/m` for each of the m tasks that are present.
         reference: the ideal point :math:`z`, of shape S, or one number for all.
-        mask: boolean, of shape S, True where the task is present. Absent tasks get 0.
+        mask: True where the task is present. Absent tasks get 0.
 
     Returns:
         The weights, of shape S, in the dtype of ``losses`` and ``weights``, at least float32.
 
     Raises:
-        TypeError: ``losses`` or ``weights`` is not a floating-point tensor.
-        ValueError: the shapes differ, ``mask`` is not boolean, or ``mu`` is not positive.
+        ValueError: ``mu`` is not positive.
 
     Example:
         >>> import torch
         >>> stch_weights(torch.tensor([4.0, 1.0]), mu=1.0)
         tensor([0.4088, 0.0912])
     """
-    exponents, preference = _exponents(losses, mu, weights, reference, mask)
+    distances, preference = _distances(losses, mu, weights, reference, mask)
+    exponents = (distances - largest(distances, mask=mask)) / scalar_in(distances.dtype, mu)
     return fill_absent(preference * softmax(exponents, mask=mask), 0.0, mask=mask)
 
 
-def _exponents(
+def _distances(
     losses: Tensor,
     mu: float | Tensor,
-    weights: Tensor | None,
+    weights: float | Tensor | None,
     reference: float | Tensor,
     mask: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    r""":math:`\lambda (\ell - z) / \mu`, and :math:`\lambda`."""
-    preference = mean_weights(losses, mask=mask) if weights is None else weights
-    check_tensors(mask, losses=losses, weights=preference)
-    check_scalar("mu", mu, positive=True)
+) -> tuple[Tensor, float | Tensor]:
+    r""":math:`\lambda (\ell - z)`, and :math:`\lambda`."""
+    several = {"weights": weights} if isinstance(weights, Tensor) and weights.ndim else {}
+    check_tensors(mask, losses=losses, **several)
+    check_positive("mu", mu)
+    check_scalar_or_shape("weights", 1.0 if weights is None else weights, losses.shape, "losses")
     check_scalar_or_shape("reference", reference, losses.shape, "losses")
-    losses, preference = in_common_dtype(losses, preference)
-    above = fill_absent(losses - scalar_in(losses.dtype, reference), 0.0, mask=mask)
-    return preference * above / scalar_in(losses.dtype, mu), preference
+    losses, *given = in_common_dtype(losses, *several.values())
+    preference: float | Tensor
+    if weights is None:
+        preference = 1 / count_present(losses, mask=mask)
+    else:
+        preference = given[0] if given else scalar_in(losses.dtype, weights)
+    return preference * fill_absent(plus(losses, -reference), 0.0, mask=mask), preference

@@ -3,9 +3,9 @@ r"""UW (Uncertainty Weighting): each loss is divided by a learned variance."""
 import torch
 from torch import Tensor
 
-from .checks import check_scalar, check_tensors
-from .precision import in_common_dtype, scalar_in
-from .presence import fill_absent
+from ._checks import check_scalar, check_tensors
+from ._precision import in_common_dtype, plus
+from ._presence import fill_absent
 
 
 def uw_loss(
@@ -26,15 +26,13 @@ def uw_loss(
         log_var: the log-variances :math:`s`, of shape S; learned, any real number.
         eps: :math:`\epsilon`, non-negative, a number or a 0-d tensor: the size below which a loss
             does not matter. It bounds the weight of a loss that reaches 0.
-        mask: boolean, of shape S, True where the task is present. An absent task contributes
-            nothing to the scalar or to any gradient, whatever its loss. None: all are present.
+        mask: True where the task is present.
 
     Returns:
         The scalar, of shape (), in the dtype of ``losses`` and ``log_var``, at least float32.
 
     Raises:
-        TypeError: ``losses`` or ``log_var`` is not a floating-point tensor.
-        ValueError: the shapes differ, ``mask`` is not boolean, or ``eps`` is negative.
+        ValueError: ``eps`` is negative.
 
     References:
         Kendall, Gal and Cipolla. Multi-Task Learning Using Uncertainty to Weigh Losses for Scene
@@ -50,9 +48,10 @@ def uw_loss(
     check_tensors(mask, log_var=log_var, losses=losses)
     check_scalar("eps", eps)
     losses, log_var = in_common_dtype(losses, log_var)
-    losses = fill_absent(losses + scalar_in(losses.dtype, eps), 0.0, mask=mask)
+    losses = fill_absent(plus(losses, eps), 0.0, mask=mask)
     log_var = fill_absent(log_var, 0.0, mask=mask)
-    return (torch.exp(-log_var) * losses + log_var).sum() / 2
+    # s + exp(-s) * l in one operation.
+    return torch.addcmul(log_var, torch.exp(-log_var), losses).sum() / 2
 
 
 def uw_weights(log_var: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -63,14 +62,10 @@ def uw_weights(log_var: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
     Args:
         log_var: the log-variances :math:`s`, of any shape S.
-        mask: boolean, of shape S, True where the task is present. Absent tasks get 0.
+        mask: True where the task is present. Absent tasks get 0.
 
     Returns:
         The weights, of shape S, non-negative, in the dtype of ``log_var``, at least float32.
-
-    Raises:
-        TypeError: ``log_var`` is not a floating-point tensor.
-        ValueError: ``mask`` is not boolean or not of shape S.
 
     Example:
         >>> uw_weights(torch.tensor([0.0, 2.0]))

@@ -1,4 +1,4 @@
-"""Warnings of mistakes that would waste a training, once for each scalarizer, at the user's line.
+"""Mistakes that would silently waste a training: each a message, or None if it was not made.
 
 None costs a wait for the device, and none is left in a compiled graph.
 """
@@ -6,14 +6,11 @@ None costs a wait for the device, and none is left in a compiled graph.
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .scalarizer import Scalarizer
 
 _INTERNAL = ("torch", __name__.split(".")[0])
 
@@ -26,52 +23,92 @@ def warn_user(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
-_warn_while_tracing = torch.compiler.assume_constant_result(warn_user)  # type: ignore[no-untyped-call]
+# What `torch.compiler.assume_constant_result` does, which would import the compiler: torch.compile
+# warns once, while it traces the call, and leaves nothing in the graph.
+warn_user._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def caution_of_waste(scalarizer: "Scalarizer", losses: Tensor) -> None:
-    """Of losses from which a call, as the scalarizer is now, leads to no learning."""
-    if scalarizer.training and torch.is_grad_enabled():
-        if scalarizer._parameters and not losses.requires_grad:
-            scalarizer.warn_once(
-                "The losses carry no gradient, so that the network learns nothing: combine them "
-                "by `torch.stack(losses)`, not by `torch.tensor(losses)`."
-            )
-        elif scalarizer._buffers and getattr(scalarizer, "_is_replica", False):
-            scalarizer.warn_once(
-                f"What {type(scalarizer).__name__} learns in a replica of `DataParallel` is lost: "
-                "keep the scalarizer outside of the module that is wrapped."
-            )
-    elif scalarizer._buffers and losses.requires_grad and torch.is_grad_enabled():
-        scalarizer.warn_once(
-            f"{type(scalarizer).__name__} does not learn in `eval()`, and the losses require "
-            "gradients: call `scalarizer.train()` in training, and use `torch.no_grad()` in "
-            "evaluation."
-        )
+class Cautions:
+    """Warns of each message once."""
 
+    def __init__(self) -> None:
+        self._known: set[str] = set()
 
-def caution_of_constants(scalarizer: "Scalarizer", losses: Mapping[str, Tensor]) -> None:
-    """Of a 0 in place of a task that is absent from the batch."""
-    graph = {name: loss.requires_grad for name, loss in losses.items()}
-    if len(set(graph.values())) == 2:
-        name = next(name for name in graph if not graph[name])
-        scalarizer.warn_once(
-            f"The loss of task {name!r} carries no gradient, but others do. If this batch lacks "
-            "the task, leave it out of the mapping: a 0 in its place is a loss of 0."
-        )
-
-
-def caution_of_ranks(scalarizer: "Scalarizer") -> None:
-    """Of ranks that balance by their own losses; also while a graph is traced."""
-    if scalarizer.fixed_weights or not (dist.is_available() and dist.is_initialized()):
-        return
-    if dist.get_world_size() > 1:
-        message = (
-            f"{type(scalarizer).__name__} has no process group: each of the "
-            f"{dist.get_world_size()} ranks balances by its own losses alone. "
-            "Pass `process_group=torch.distributed.group.WORLD`."
-        )
+    def warn(self, message: str | None) -> None:
+        """Warn of a mistake at the user's line, if there is one and not yet of the same."""
+        if message is None:
+            return
         if torch.compiler.is_compiling():
-            _warn_while_tracing(message)
-        else:
-            scalarizer.warn_once(message)
+            warn_user(message)
+        elif message not in self._known:
+            self._known.add(message)
+            warn_user(message)
+
+
+def wasted_call(
+    method: str, losses: Tensor, training: bool, parameters: Mapping[str, Any], buffers: object
+) -> str | None:
+    """A call with gradients enabled, from which the network or the task weights learn nothing."""
+    if not training and buffers and losses.requires_grad:
+        return (
+            f"{method} does not learn in `eval()`, and the losses require gradients: call "
+            "`scalarizer.train()` in training, and use `torch.no_grad()` in evaluation."
+        )
+    if training and parameters and not losses.requires_grad:
+        return (
+            "The losses carry no gradient, so that the network learns nothing: combine them "
+            "by `torch.stack(losses)`, not by `torch.tensor(losses)`."
+        )
+    if training and parameters and not any(each.requires_grad for each in parameters.values()):
+        return (
+            f"The parameters of {method} are frozen: call `scalarizer.eval()` if they should be, "
+            "or `scalarizer.requires_grad_()`."
+        )
+    return None
+
+
+def called_in_eval(method: str, verb: str, training: bool) -> str | None:
+    """``update`` or ``step`` is called in ``eval()``, and does nothing."""
+    done = f"`{verb}` did nothing, for {method} is in `eval()`"
+    return None if training else f"{done}: call `scalarizer.train()` before it."
+
+
+def ranks_alone(method: str) -> str | None:
+    """Each rank balances by its own losses alone."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
+        return None
+    return (
+        f"{method} is not synchronized: each of the {dist.get_world_size()} ranks balances by its "
+        "own losses alone. Call `scalarizer.synchronize()` on every rank, once it is made."
+    )
+
+
+def constant_for_absent(losses: Mapping[str, Tensor]) -> str | None:
+    """A constant stands in place of a task that is absent from the batch."""
+    constants = [name for name, loss in losses.items() if not loss.requires_grad]
+    if not constants or len(constants) == len(losses.keys()):
+        return None
+    return (
+        f"The loss of task {constants[0]!r} carries no gradient, but others do. If this batch "
+        "lacks the task, leave it out of the mapping: a 0 in its place is a loss of 0."
+    )
+
+
+def never_updated(calls: int) -> str | None:
+    """FAMO has been called so often in training without an ``update``."""
+    if calls != 100:
+        return None
+    return (
+        "FAMO learned nothing from its last 100 calls in training: call `scalarizer.update(lambda: "
+        "losses_of(batch))` after the optimizer's step, at least after every tenth."
+    )
+
+
+def looks_like_tasks(method: str, argument: str, value: object) -> str | None:
+    """The first argument looks like a number of tasks, and is none."""
+    if not isinstance(value, int) or value < 3:
+        return None
+    return (
+        f"{method}({value}) has the {argument} {value} and no shape. If {value} is the number of "
+        f"tasks, write `{method}(shape={value})`; if not, `{method}({value}.0)`."
+    )

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from ..functional.checks import check_tensors
+from ..functional._presence import fill_absent
 from ..functional.constant import constant_combine, mean_weights, sum_weights
-from ..functional.presence import fill_absent
-from .scalarizer import Losses, Scalarizer, default_dtype
+from .hyperparameters import Hyperparameter, Value
+from .names import Shape
+from .scalarizer import Scalarizer
 
 
 class Sum(Scalarizer):
@@ -21,21 +21,19 @@ class Sum(Scalarizer):
     Args:
         shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`. None:
             losses of any shape, as a tensor.
-        process_group: see :class:`Scalarizer`.
 
     Example:
         >>> Sum()(torch.tensor([4.0, 1.0]))
         tensor(5.)
     """
 
-    fixed_weights = True
-    linear = True
+    weights_depend_on = "nothing"
 
-    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
-        losses, mask = self.prepare(losses, mask)
-        scalar = constant_combine(losses, sum_weights(losses, mask=mask), mask=mask)
-        self.report(sum_weights, losses.detach(), mask=mask)
-        return scalar
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return constant_combine(losses, mask=mask)
+
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return sum_weights(losses, mask=mask)
 
 
 class Mean(Scalarizer):
@@ -47,21 +45,16 @@ class Mean(Scalarizer):
     Args:
         shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`. None:
             losses of any shape, as a tensor.
-        process_group: see :class:`Scalarizer`.
 
     Example:
         >>> Mean()(torch.tensor([4.0, 1.0]))
         tensor(2.5000)
     """
 
-    fixed_weights = True
-    linear = True
+    weights_depend_on = "nothing"
 
-    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
-        losses, mask = self.prepare(losses, mask)
-        scalar = constant_combine(losses, mean_weights(losses, mask=mask), mask=mask)
-        self.report(mean_weights, losses.detach(), mask=mask)
-        return scalar
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return mean_weights(losses, mask=mask)
 
 
 class Constant(Scalarizer):
@@ -73,13 +66,14 @@ class Constant(Scalarizer):
     The function is :func:`~mtl_scalarize.constant_combine`.
 
     Args:
-        weights: the weights :math:`w`: a tensor of the shape of the losses, or a mapping of name to
-            number, which gives the tasks their names. Kept as ``preference``, which follows the
-            module to another device and is in no checkpoint.
-        process_group: see :class:`Scalarizer`.
+        weights: the weights :math:`w`: a tensor of the shape of the losses, a list, or a mapping of
+            name to number, which gives the tasks their names. The attribute is ``priorities``. It
+            is in no checkpoint.
+        shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`. None:
+            that of the weights.
 
     Raises:
-        TypeError: ``weights`` is neither a real tensor nor a mapping.
+        ValueError: ``weights`` is not of shape S, not finite, or requires gradients.
 
     Example:
         >>> scalarizer = Constant({"depth": 0.5, "normals": 2.0})
@@ -87,39 +81,20 @@ class Constant(Scalarizer):
         tensor(4.)
     """
 
-    fixed_weights = True
-    linear = True
-    settings = ("preference",)
+    weights_depend_on = "nothing"
+    priorities = Hyperparameter(expand=True, argument="weights")
 
-    preference: Tensor
+    def __init__(self, weights: Value, *, shape: Shape | None = None) -> None:
+        if shape is None and isinstance(weights, Mapping):
+            shape = list(weights)
+        super().__init__(shape)
+        self.priorities = weights
+        if self.shape is None:  # now it is known, and a number becomes a tensor
+            self.shape = tuple(torch.as_tensor(self.priorities).shape)
+            self.priorities = self.priorities
 
-    def __init__(
-        self,
-        weights: Tensor | Mapping[str, float],
-        *,
-        process_group: "dist.ProcessGroup | None" = None,
-    ) -> None:
-        if isinstance(weights, Mapping):
-            super().__init__(list(weights))
-            # Not on the meta device, where a model may be made: the values would be lost.
-            device = "cpu" if torch.get_default_device().type == "meta" else None
-            numbers = list(weights.values())
-            weights = torch.tensor(numbers, dtype=default_dtype(), device=device)
-        else:
-            if not isinstance(weights, Tensor):
-                check_tensors(None, weights=weights)  # which refuses them
-            super().__init__(weights.shape)
-        self.register_hyperparameter("preference", weights)
-        self.process_group = process_group
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return fill_absent(self.priorities, 0.0, mask=mask)
 
-    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
-        losses, mask = self.prepare(losses, mask)
-        scalar = constant_combine(losses, self.preference, mask=mask)
-        self.report(fill_absent, self.preference, 0.0, mask=mask)
-        return scalar
-
-    def extra_repr(self) -> str:
-        if self.names is None:
-            return f"weights={self.preference}"
-        numbers = self._tensors["preference"].tolist()  # as given: on meta there are no values
-        return f"weights={dict(zip(self.names, numbers, strict=True))}"
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return constant_combine(losses, self.priorities, mask=mask)

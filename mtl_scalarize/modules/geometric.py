@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..functional.geometric import geometric_mean, geometric_mean_weights
-from .scalarizer import Losses, Scalarizer
+from .scalarizer import Scalarizer
 
 
 class GeometricMean(Scalarizer):
@@ -18,7 +18,6 @@ class GeometricMean(Scalarizer):
     Args:
         shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`. None:
             losses of any shape, as a tensor.
-        process_group: see :class:`Scalarizer`.
 
     Example:
         >>> import torch
@@ -26,8 +25,8 @@ class GeometricMean(Scalarizer):
         tensor(2.)
     """
 
-    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
-        losses, mask = self.prepare(losses, mask)
-        scalar = geometric_mean(losses, mask=mask)
-        self.report(geometric_mean_weights, losses.detach().clone(), mask=mask)
-        return scalar
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return geometric_mean(losses, mask=mask)
+
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return geometric_mean_weights(losses, mask=mask)

@@ -1,18 +1,14 @@
 """The module of IMTL-L."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..functional.checks import (
-    as_shape,
-    check_has_values,
-    check_hyperparameter,
-    check_scalar_or_shape,
-)
+from ..functional._checks import check_scalar
+from ..functional._precision import default_dtype
 from ..functional.imtll import imtll_loss, imtll_weights
+from .hyperparameters import Hyperparameter, Value
 from .names import Shape
-from .scalarizer import Losses, Scalarizer, default_dtype, fill, shown
+from .scalarizer import Scalarizer
 
 
 class IMTLL(Scalarizer):
@@ -33,16 +29,15 @@ class IMTLL(Scalarizer):
 
     Args:
         shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`.
-        init: where the logarithms of the scales start: a number, or a tensor of shape S, such as
-            *minus* the logarithm of the first losses if these are far from 1.
-        eps: :math:`\epsilon`, added to every loss, non-negative. A loss that stays at exactly 0, as
-            a satisfied hinge loss does, raises its weight to about ``1 / eps``. The default only
-            keeps that finite: for such a loss pass the size below which it does not matter.
-        process_group: see :class:`Scalarizer`.
+        init: where the logarithms of the scales start: a number, or one for each task as a tensor,
+            a list, or a mapping by name, such as *minus* the logarithm of the first losses if these
+            are far from 1.
+        eps: :math:`\epsilon`, added to every loss, non-negative. The weight of a loss that stays at
+            exactly 0, as a satisfied hinge loss does, grows with every step: for such a loss pass
+            the size below which it does not matter. Its weight then ends at ``1 / eps``.
 
     Raises:
-        TypeError: ``init`` is neither a number nor a tensor.
-        ValueError: ``init`` is not of shape S, or ``eps`` is negative.
+        ValueError: ``init`` is not of shape S or not finite, or ``eps`` is negative.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
@@ -56,46 +51,28 @@ class IMTLL(Scalarizer):
         ... )
         >>> losses = model(torch.randn(8, 3)).square().mean(dim=0)  # one loss per output
         >>> scalarizer(losses).backward()
-        >>> optimizer.step()
         >>> scalarizer.weights
         tensor([1., 1.])
+        >>> optimizer.step()
     """
 
-    settings = ("eps",)
-    linear = True
+    weights_depend_on = "state"
+    init = Hyperparameter(0.0)
+    eps = Hyperparameter(0.0, check_scalar)
 
-    log_scale: nn.Parameter
-
-    def __init__(
-        self,
-        shape: Shape,
-        *,
-        init: float | Tensor = 0.0,
-        eps: float = 1e-30,
-        process_group: "dist.ProcessGroup | None" = None,
-    ) -> None:
-        check_hyperparameter("eps", eps)
-        super().__init__(shape)
-        self.log_scale = nn.Parameter(torch.empty(as_shape(self.shape), dtype=default_dtype()))
-        check_has_values("init", init)
-        check_scalar_or_shape("init", init, self.log_scale.shape, "log_scale")
-        self.init = init.detach().clone() if isinstance(init, Tensor) else init
-        self.eps = eps
+    def __init__(self, shape: Shape, *, init: Value = 0.0, eps: float | Tensor = 0.0) -> None:
+        super().__init__(shape, optional=False)
+        self.init, self.eps = init, eps
+        self.log_scale = nn.Parameter(torch.empty(self.shape or (), dtype=default_dtype()))
         self.reset()
-        self.process_group = process_group
 
-    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
-        losses, mask = self.prepare(losses, mask)
-        log_scale = self.log_scale
-        scalar = imtll_loss(losses, log_scale, eps=self.eps, mask=mask)
-        self.report(imtll_weights, log_scale.detach().clone(), mask=mask)
-        return scalar
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return imtll_loss(losses, self.log_scale, eps=self.eps, mask=mask)
+
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return imtll_weights(self.log_scale, mask=mask)
 
     def reset(self) -> None:
         super().reset()
         with torch.no_grad():
-            fill(self.log_scale, self.init)
-
-    def extra_repr(self) -> str:
-        options = shown("init", self.init, 0.0) + shown("eps", self.eps, 1e-30)
-        return super().extra_repr() + options
+            self.log_scale.zero_().add_(self.init)

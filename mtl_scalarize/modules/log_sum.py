@@ -1,11 +1,12 @@
 """The module of the sum of logarithms."""
 
-import torch.distributed as dist
 from torch import Tensor
 
+from ..functional._checks import check_scalar
 from ..functional.log_sum import log_sum, log_sum_weights
+from .hyperparameters import Hyperparameter, Value
 from .names import Shape
-from .scalarizer import Losses, Scalarizer
+from .scalarizer import Scalarizer
 
 
 class LogSum(Scalarizer):
@@ -16,20 +17,20 @@ class LogSum(Scalarizer):
 
     - :math:`\ell_i` is the loss of task :math:`i`, above its lower bound :math:`b_i`. A loss below
       its bound makes the scalar and its gradient nan;
-    - :math:`\epsilon = 10^{-8}`.
+    - :math:`\epsilon` is the size below which a loss counts less.
 
     Known as the scale-invariant baseline (SI). The function is :func:`~mtl_scalarize.log_sum`,
     which names the papers.
 
     Args:
-        min_losses: the lower bounds :math:`b`, of shape S, or one number for all. None: 0.
+        min_losses: the lower bounds :math:`b`: a number, or one for each task as a tensor, a list,
+            or a mapping by name. None: 0.
+        eps: :math:`\epsilon`, non-negative.
         shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`. None:
             losses of any shape, as a tensor.
-        process_group: see :class:`Scalarizer`.
 
     Raises:
-        TypeError: ``min_losses`` is neither a number nor a tensor.
-        ValueError: ``min_losses`` is not of shape S.
+        ValueError: ``min_losses`` is not of shape S or not finite, or ``eps`` is negative.
 
     Example:
         >>> import torch
@@ -37,23 +38,21 @@ class LogSum(Scalarizer):
         tensor(1.3863)
     """
 
-    settings = ("min_losses",)
-
-    min_losses: float | Tensor
+    min_losses = Hyperparameter(0.0)
+    eps = Hyperparameter(1e-8, check_scalar)
 
     def __init__(
         self,
-        min_losses: float | Tensor | None = None,
+        min_losses: Value = None,
         *,
+        eps: float | Tensor = 1e-8,
         shape: Shape | None = None,
-        process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         super().__init__(shape)
-        self.register_hyperparameter("min_losses", 0.0 if min_losses is None else min_losses)
-        self.process_group = process_group
+        self.min_losses, self.eps = min_losses, eps
 
-    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
-        losses, mask = self.prepare(losses, mask)
-        scalar = log_sum(losses, self.min_losses, mask=mask)
-        self.report(log_sum_weights, losses.detach().clone(), self.min_losses, mask=mask)
-        return scalar
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return log_sum(losses, self.min_losses, eps=self.eps, mask=mask)
+
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return log_sum_weights(losses, self.min_losses, eps=self.eps, mask=mask)

@@ -1,69 +1,106 @@
-"""Tasks by name: in place of a shape, and in a call."""
+"""Tasks by name: in place of a shape, in a call, and in a checkpoint."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..functional.checks import as_shape, check_tensors
+from ..functional._checks import as_shape, check_tensors
 
 Names = tuple[str, ...]
+
+#: What a scalarizer takes: the losses as one tensor, or as 0-d tensors by name.
+Losses = Tensor | Mapping[str, Tensor]
 
 #: What a module takes as its shape: an int, a sequence of ints, or the names of the tasks.
 Shape = int | Sequence[int] | Sequence[str]
 
 
-def names_and_shape(shape: Shape) -> tuple[Names | None, tuple[int, ...]]:
+def names_and_shape(
+    shape: Shape | None, *, optional: bool
+) -> tuple[Names | None, tuple[int, ...] | None]:
     """The names that ``shape`` consists of, if it does, and the shape: n names mean ``(n,)``."""
-    entries = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
-    names = tuple(entry for entry in entries if isinstance(entry, str))
+    if shape is None and optional:
+        return None, None
+    entries = list(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else []
+    # Plain strings: `torch.load(weights_only=True)` reads no `numpy.str_` and no `Enum`.
+    names = tuple(str.__str__(entry) for entry in entries if isinstance(entry, str))
     if not names:
-        if not isinstance(shape, (Sequence, str)) and isinstance(shape, Iterable):
-            raise TypeError(
-                "`shape` should be an int, or a list of ints or of names. "
-                f"Found a {type(shape).__name__}: use `list(...)`, in an order that stays."
-            )
         return None, as_shape(shape)
-    if len(names) < len(entries):
-        raise TypeError(f"`shape` should be all names or all ints. Found `shape = {shape!r}`.")
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise ValueError(f"`shape` should name each task once. Found {twice!r} twice.")
+    if len(set(names)) < len(entries) or not isinstance(shape, Sequence):
+        raise ValueError(
+            "`shape` should be a list of different names, in an order that stays. "
+            f"Found `shape = {shape!r}`."
+        )
     return names, (len(names),)
 
 
-def stack_by_name(losses: Mapping[str, Tensor], names: Names) -> tuple[Tensor, Tensor | None]:
-    """The losses as one tensor, and the mask of those that are there; None if all are.
+def by_position(
+    losses: Losses, mask: Tensor | None, names: Names | None
+) -> tuple[Tensor, Tensor | None]:
+    """Losses by name as one tensor, and the mask of the present ones; None if all are present.
 
     Raises:
-        TypeError: a loss is not a floating-point tensor.
-        ValueError: there is no loss, a name is unknown, or a loss is not of shape ().
+        TypeError: ``losses`` is neither a tensor nor a mapping, or a mapping although there are no
+            names, or a loss is not a floating-point tensor.
+        ValueError: there is no loss, a name is unknown, a loss is not of shape (), or ``mask`` is
+            not of the shape of the losses.
     """
-    known = set(names)
-    for name, loss in losses.items():
+    if isinstance(losses, Tensor):
+        return losses, mask
+    if not isinstance(losses, Mapping):
+        check_tensors(None, losses=losses)  # which refuses them
+    if names is None:
+        raise TypeError("`losses` should be a tensor: the tasks have no names. Found a mapping.")
+    known, given = set(names), losses.keys()  # the `len` of a TensorDict is its batch size
+    for name in given:
         if name not in known:
-            raise ValueError(f"`losses` should be of {listed(names)}. Found {name!r}.")
-        label = f"losses[{name!r}]"
-        check_tensors(None, **{label: loss})
-        if loss.ndim:
-            raise ValueError(
-                f"`{label}` should be a 0-d tensor. Found `{label}.shape = {tuple(loss.shape)}`."
-            )
-    if not losses:
+            raise ValueError(f"`losses` should be of {quoted(names)}. Found {name!r}.")
+        check_tensors(None, **{f"losses[{name!r}]": losses[name]})
+        if losses[name].ndim:
+            raise ValueError(f"`losses[{name!r}]` should be a 0-d tensor. Found {losses[name]!r}.")
+    if not given:
         raise ValueError(
-            f"`losses` should have at least one of {listed(names)}. Found an empty mapping: for a "
-            "batch without any task, pass the losses that the network gives as a tensor, and a "
-            "mask that is False everywhere."
+            f"`losses` should have one of {quoted(names)} or more. Found none: for a batch without "
+            "tasks, pass a tensor and a mask that is False everywhere."
         )
     like = next(iter(losses.values())).detach()
-    stacked = torch.stack([losses.get(name, torch.zeros_like(like)) for name in names])
-    if len(losses) == len(names):
-        return stacked, None
-    # Filled on the device one by one: the host would wait for the copy of a tensor made of a list.
-    present = [torch.full_like(like, name in losses, dtype=torch.bool) for name in names]
-    return stacked, torch.stack(present)
+    zero = torch.zeros_like(like)
+    # Made on the device: the host would wait for the copy of a tensor made of a list.
+    truth = [torch.full_like(like, here, dtype=torch.bool) for here in (False, True)]
+    stacked = torch.stack([losses[name] if name in given else zero for name in names])
+    check_tensors(mask, losses=stacked)
+    if len(given) == len(names):
+        return stacked, mask
+    present = torch.stack([truth[name in given] for name in names])
+    return stacked, present if mask is None else present & mask
 
 
-def listed(names: Sequence[str]) -> str:
-    """The names in an error."""
+def quoted(names: Iterable[str]) -> str:
+    """The names as an error shows them."""
     return ", ".join(map(repr, names))
+
+
+def save_names(
+    module: Any, state_dict: object, prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    """Hook for ``state_dict``: the names go into its metadata."""
+    if module.names is not None:
+        local_metadata["names"] = list(module.names)
+
+
+def check_names(
+    module: Any, state_dict: object, prefix: str, local_metadata: Mapping[str, Any], *_: object
+) -> None:
+    """Hook for ``load_state_dict``: a checkpoint of other names, or in another order, is refused.
+
+    Raises:
+        ValueError: the names in the metadata are not those of the module.
+    """
+    names = tuple(local_metadata.get("names") or module.names or ())
+    if module.names is not None and names != module.names:
+        raise ValueError(
+            f"`state_dict` should be of the tasks {quoted(module.names)}, in this order. "
+            f"Found {quoted(names)}."
+        )

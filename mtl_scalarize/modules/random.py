@@ -3,11 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..functional.checks import check_tensors
 from ..functional.constant import constant_combine
-from ..functional.precision import at_least_float32
 from ..functional.random import random_weights
-from .scalarizer import Losses, Scalarizer
+from .scalarizer import Scalarizer
 
 
 class Random(Scalarizer):
@@ -30,7 +28,6 @@ class Random(Scalarizer):
     Args:
         shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`. None:
             losses of any shape, as a tensor.
-        process_group: see :class:`Scalarizer`.
 
     Example:
         >>> scalarizer = Random()
@@ -39,14 +36,13 @@ class Random(Scalarizer):
         tensor(1.)
     """
 
-    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
-        losses, mask = self.prepare(losses, mask)
-        check_tensors(mask, losses=losses)
-        dtype = at_least_float32(losses.dtype)
-        noise = torch.zeros(losses.shape, dtype=dtype, device=losses.device)
-        # Not `learning`: activation checkpointing, which repeats a call, needs the same draw again.
-        if self.training and torch.is_grad_enabled():
-            noise = self.of_first_rank(torch.randn_like(noise))
-        scalar = constant_combine(losses, random_weights(noise, mask=mask), mask=mask)
-        self.report(random_weights, noise, mask=mask)
-        return scalar
+    _noise: Tensor  # of the last call
+
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        learning = self.learning
+        noise = self._ranks.draw(torch.randn_like(losses)) if learning else torch.zeros_like(losses)
+        self.keep("_noise", noise)
+        return constant_combine(losses, random_weights(noise, mask=mask), mask=mask)
+
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return random_weights(self._noise, mask=mask)

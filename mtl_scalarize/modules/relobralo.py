@@ -1,18 +1,17 @@
 """The module of ReLoBRaLo."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from ..functional.checks import as_shape, check_scalar, check_share
-from ..functional.constant import constant_combine
-from ..functional.presence import fill_absent
+from ..functional._checks import check_positive, check_unit_interval
+from ..functional._presence import fill_absent
 from ..functional.relobralo import ReLoBRaLoState, relobralo_init, relobralo_update
+from .hyperparameters import Hyperparameter
 from .names import Shape
-from .scalarizer import Losses, Scalarizer, default_dtype
+from .scalarizer import Stateful
 
 
-class ReLoBRaLo(Scalarizer):
+class ReLoBRaLo(Stateful):
     r"""Relative Loss Balancing with Random Lookback: a task that falls more slowly weighs more.
 
     .. math::
@@ -38,7 +37,6 @@ class ReLoBRaLo(Scalarizer):
         temperature: :math:`T > 0`; the larger, the more uniform the weights.
         alpha: :math:`\alpha`, from 0 to 1.
         rho: the probability that :math:`\rho` is 1, from 0 to 1.
-        process_group: see :class:`Scalarizer`.
 
     Raises:
         ValueError: ``temperature`` is not positive, or ``alpha`` or ``rho`` is not from 0 to 1.
@@ -51,56 +49,28 @@ class ReLoBRaLo(Scalarizer):
         True
     """
 
-    settings = ("temperature", "alpha", "rho")
-
-    running_weights: Tensor
-    first: Tensor
-    last: Tensor
+    temperature = Hyperparameter(0.1, check_positive)
+    alpha = Hyperparameter(0.999, check_unit_interval)
+    rho = Hyperparameter(0.999, check_unit_interval)
 
     def __init__(
         self,
         shape: Shape,
-        temperature: float = 0.1,
-        alpha: float = 0.999,
-        rho: float = 0.999,
-        *,
-        process_group: "dist.ProcessGroup | None" = None,
+        temperature: float | Tensor = 0.1,
+        alpha: float | Tensor = 0.999,
+        rho: float | Tensor = 0.999,
     ) -> None:
-        check_scalar("temperature", temperature, positive=True)
-        check_share("alpha", alpha)
-        check_share("rho", rho)
-        super().__init__(shape)
+        super().__init__(shape, optional=False)
         self.temperature, self.alpha, self.rho = temperature, alpha, rho
-        state = relobralo_init(as_shape(self.shape), dtype=default_dtype())
-        # Not called `weights`, which are those of the last call.
-        for name, value in zip(("running_weights", "first", "last"), state, strict=True):
-            self.register_buffer(name, value)
-        self.process_group = process_group
 
-    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
-        losses, mask = self.prepare(losses, mask)
-        state = self.state
-        if self.learning:
-            drawn = self.of_first_rank(torch.rand((), dtype=torch.float32, device=losses.device))
-            options = {"alpha": self.alpha, "temperature": self.temperature}
-            lookback = drawn >= self.rho
-            state = relobralo_update(state, losses.detach(), lookback, mask=mask, **options)
-            self.store(self.state, state)
-        weights = state.weights.clone()  # the next call may write the buffer before `backward`
-        self.report(fill_absent, weights, 0.0, mask=mask)
-        return constant_combine(losses, weights, mask=mask)
+    def initial_state(self, shape: tuple[int, ...]) -> ReLoBRaLoState:
+        return relobralo_init(shape)
 
-    def reset(self) -> None:
-        super().reset()
-        self.store(self.state, relobralo_init(self.first.shape))
+    def learn(self, losses: Tensor, mask: Tensor | None) -> None:
+        drawn = self._ranks.draw(torch.rand((), dtype=torch.float32, device=losses.device))
+        options = {"alpha": self.alpha, "temperature": self.temperature, "mask": mask}
+        self.state = relobralo_update(self.state, losses, drawn >= self.rho, **options)
 
-    @property
-    def state(self) -> ReLoBRaLoState:
-        """The state as the functional core takes it."""
-        return ReLoBRaLoState(self.running_weights, self.first, self.last)
-
-    def extra_repr(self) -> str:
-        return (
-            f"{super().extra_repr()}, temperature={self.temperature}, alpha={self.alpha}, "
-            f"rho={self.rho}"
-        )
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        weights = self.state.running_weights.clone()  # the next call may come before `backward`
+        return fill_absent(weights, 0.0, mask=mask)

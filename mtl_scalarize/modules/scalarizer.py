@@ -1,68 +1,57 @@
-"""What all methods share."""
+"""What all methods share: the call, and the state."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..distributed import all_reduce_losses, of_first_rank, share_state
-from ..functional.checks import (
-    check_has_values,
-    check_scalar_or_shape,
-    check_shape,
-    check_tensors,
-)
-from ..functional.precision import at_least_float32
-from .cautions import caution_of_constants, caution_of_ranks, caution_of_waste, warn_user
-from .names import Names, Shape, listed, names_and_shape, stack_by_name
+from ..distributed import share_first_state
+from ..functional import check_tensors, constant_combine
+from ..functional._checks import check_shape
+from ..functional._precision import at_least_float32, default_dtype, in_common_dtype
+from . import cautions
+from .hyperparameters import Configurable
+from .names import Losses, Shape, by_position, check_names, names_and_shape, save_names
+from .precision import check_precision, computed, examine_loaded, keeping_float32
+from .ranks import Ranks
 
-#: What a scalarizer takes: the losses as one tensor, or as 0-d tensors by name.
-Losses = Tensor | Mapping[str, Tensor]
+# True inside a transform of `torch.func`, whose tensors end with it. Private, without a public
+# counterpart; without it, `weights` and copies of a module would fail after a call inside one.
+in_transform = torch._C._are_functorch_transforms_active
 
 
-class Scalarizer(nn.Module, ABC):
+class Scalarizer(Configurable, ABC):
     """Base class of all methods: a module that turns a tensor of losses into one scalar.
 
     It has what every method needs: tasks by name, masks, data-parallel ranks, :attr:`weights`,
-    checkpoints, and precision. A subclass keeps its state in parameters and persistent buffers, and
-    leaves the arithmetic to pure functions.
+    hyperparameters, precision. A method says what is its own in :meth:`weigh` and, where it needs
+    them, :meth:`combine`, :meth:`learn`, :meth:`learn_again` and :meth:`step`, and leaves the
+    arithmetic to pure functions.
 
     Args:
         shape: the shape S of the losses; an int ``n`` means ``(n,)``. Or the names of the tasks, a
             sequence of n strings: S is ``(n,)``, and a call also takes the losses by name. None: no
             state depends on the shape, or the first losses set it.
-        process_group: the data-parallel ranks that balance their losses together, such as
-            ``torch.distributed.group.WORLD``. A training step is then that of one process on the
-            whole batch. Every rank must make every training call; a call in ``eval()`` or without
-            gradients stays with the rank's own losses. None: each rank by itself. Giving the group,
-            here or later as the attribute, is a collective: every rank takes the state of the
-            group's first rank.
+        optional: False if None is refused.
 
     Raises:
         TypeError: ``shape`` is not an int or a sequence of ints or of names.
-        ValueError: ``shape`` has a negative entry or a name twice, ``process_group`` is not a group
-            of this rank, or the scalarizers of its ranks differ in class, names, shape or dtype.
+        ValueError: ``shape`` has a negative entry or a name twice.
 
     Attributes:
         shape: S, a tuple of ints, or None.
         names: the names of the tasks, or None.
 
     Example:
-        >>> from mtl_scalarize.functional import check_tensors, fill_absent
-        >>> def log_sum(losses, *, mask=None):
-        ...     check_tensors(mask, losses=losses)
-        ...     return fill_absent(losses, 1.0, mask=mask).log().sum()
-        >>> def log_sum_weights(losses, *, mask=None):
-        ...     return fill_absent(1 / losses, 0.0, mask=mask)
+        >>> from mtl_scalarize.functional import fill_absent
         >>> class LogSum(Scalarizer):
-        ...     def forward(self, losses, mask=None):
-        ...         losses, mask = self.prepare(losses, mask)
-        ...         scalar = log_sum(losses, mask=mask)
-        ...         self.report(log_sum_weights, losses.detach().clone(), mask=mask)
-        ...         return scalar
+        ...     def combine(self, losses, mask):
+        ...         return fill_absent(losses, 1.0, mask=mask).log().sum()
+        ...     def weigh(self, losses, mask):
+        ...         return fill_absent(1 / losses, 0.0, mask=mask)
         >>> scalarizer = LogSum(["depth", "normals"])
         >>> scalarizer({"depth": torch.tensor(1.0), "normals": torch.tensor(2.0)})
         tensor(0.6931)
@@ -70,49 +59,21 @@ class Scalarizer(nn.Module, ABC):
         {'depth': tensor(1.), 'normals': tensor(0.5000)}
     """
 
-    #: The names of the hyperparameters that all ranks of a process group must have alike.
-    settings: tuple[str, ...] = ()
-    #: Whether the task weights depend on neither losses nor state, so that ranks need no group.
-    fixed_weights: bool = False
-    #: Whether the task weights of a call do not depend on its losses, so that the gradients of a
-    #: batch in equal parts are the mean of those of the parts.
-    linear: bool = False
+    #: What the task weights of a call depend on: "losses", or the "state" alone (then the gradients
+    #: of a batch in equal parts are the mean of those of the parts), or "nothing".
+    weights_depend_on: str = "losses"
 
-    __jit_unused_properties__: list[str]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Hide from TorchScript what it cannot compile, so that it can compile the model around."""
-        super().__init_subclass__(**kwargs)
-        torch.jit.unused(cls.forward)
-        cls.__jit_unused_properties__ = [
-            name for name in dir(cls) if isinstance(getattr(cls, name, None), property)
-        ]
-
-    def __init__(
-        self, shape: Shape | None = None, *, process_group: "dist.ProcessGroup | None" = None
-    ) -> None:
+    def __init__(self, shape: Shape | None = None, *, optional: bool = True) -> None:
         super().__init__()
-        self.names: Names | None = None
-        self.shape: tuple[int, ...] | None = None
-        if shape is not None:
-            self.names, self.shape = names_and_shape(shape)
-        self._group = _Group(None)
-        # This rank's mask and dtype in the last call, for the method's second look at that batch.
-        self._rank_mask: Tensor | None = None
-        self._call_dtype: torch.dtype | None = None
-        self._deferred = False
-        self._warned: set[str] = set()
-        # The attributes that `register_hyperparameter` made, as they are given back after meta.
-        self._tensors: dict[str, Tensor] = {}
-        # The function that gives the weights of the last call, its arguments and the mask. None
-        # before a call. Empty if there are no weights to read: that call was inside a transform of
-        # `torch.func`, or before a load or a copy.
-        self._last_call: (
-            tuple[Callable[..., Tensor], tuple[Any, ...], Tensor | None] | tuple[()] | None
-        ) = None
-        self.process_group = process_group
+        self.names, self.shape = names_and_shape(shape, optional=optional)
+        self._ranks = Ranks()
+        self._cautions = cautions.Cautions()
+        # The losses and the mask of the last call. Empty after one inside a transform.
+        self._last_call: tuple[Tensor, Tensor | None] | tuple[()] | None = None
+        self.register_state_dict_post_hook(save_names)  # type: ignore[no-untyped-call]
+        for hook in (check_names, examine_loaded):
+            self.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
 
-    @abstractmethod
     def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
         """Combine the losses.
 
@@ -131,10 +92,35 @@ class Scalarizer(nn.Module, ABC):
             ValueError: a shape differs from the module's, ``mask`` is not boolean, or a name is
                 unknown.
         """
+        losses, mask = self.prepare(losses, mask)
+        detached = losses.detach()
+        if self.learning:
+            self.learn(detached, mask)
+        scalar = self.combine(losses, mask)
+        self.keep("_last_call", (detached, mask))
+        return scalar
 
     if TYPE_CHECKING:  # nn.Module's own returns Any
 
         def __call__(self, losses: Losses, mask: Tensor | None = None) -> Tensor: ...
+
+    # What a method says of itself. Losses come as one tensor, of all ranks, at least float32.
+
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        """The scalar, of shape (). By default the sum of the losses times :meth:`weigh`."""
+        return constant_combine(losses, self.weigh(losses, mask), mask=mask)
+
+    @abstractmethod
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        """The task weights, of shape S: the derivative of :meth:`combine` in the losses."""
+
+    def learn(self, losses: Tensor, mask: Tensor | None) -> None:
+        """What a training call changes in the state, before it combines."""
+
+    def learn_again(self, losses: Tensor, mask: Tensor | None) -> None:
+        """What :meth:`update` changes in the state."""
+
+    # What a user calls beside it.
 
     def update(self, losses: Losses | Callable[[], Losses], mask: Tensor | None = None) -> None:
         """Learn from the losses after the optimizer's step. Only :class:`FAMO` does.
@@ -143,46 +129,46 @@ class Scalarizer(nn.Module, ABC):
             losses: the losses computed again on the same batch, as in a call. Or a function that
                 returns them: it is called only if the method needs them, and without gradients.
             mask: boolean, of shape S, True where the task is present. None: as in the last call.
+
+        Raises:
+            TypeError: ``losses`` is not a floating-point tensor, or a mapping without names.
+            ValueError: a shape differs from the module's, ``mask`` is not boolean, or a name is
+                unknown.
         """
+        if type(self).learn_again is Scalarizer.learn_again or self._idle("update"):
+            return
+        mask = self._ranks.own_mask if mask is None else mask
+        with torch.enable_grad():  # without which `prepare` takes the call for a validation
+            losses, mask = self.prepare(computed(losses), mask)
+        self.learn_again(losses.detach(), mask)
 
     def step(self) -> None:
-        """Close the epoch. Only :class:`DWA` needs it."""
+        """Close the epoch. Only :class:`DWA` needs it.
+
+        On ranks that are synchronized every rank must call it, after equally many calls on losses.
+
+        Raises:
+            ValueError: another rank made a call on losses meanwhile.
+        """
 
     def reset(self) -> None:
-        """Make a new scalarizer of this one, from whatever is in its memory.
-
-        A subclass with state extends this: it fills its parameters and buffers.
-        """
-        self._last_call = self._rank_mask = self._call_dtype = None
-
-    def reset_parameters(self) -> None:
-        """:meth:`reset` under the name that FSDP and meta initialisation look for."""
-        self.reset()
+        """Restore the initial state, whatever the memory holds (as after ``to_empty``)."""
+        self._last_call = self._ranks.own_mask = None
 
     @property
     def weights(self) -> Tensor:
-        """The task weights that the last call used, of shape S, detached: d scalar / d losses.
+        """The task weights, d scalar / d losses at the losses of the last call, of their dtype.
 
-        They are computed when read. There is no such attribute before the first call, of a copy or
-        after a load until the next call, and after a call inside a transform of :mod:`torch.func`.
+        Detached, of shape S. Computed when read, by the state as it is then. There is no such
+        attribute before the first call, and after a call inside a transform of :mod:`torch.func`.
 
         Raises:
             AttributeError: there are no weights to read.
         """
         if self._last_call:
-            function, arguments, mask = self._last_call
             with torch.no_grad():
-                return function(*arguments, mask=mask).clone()
+                return self.weigh(*self._last_call).to(self._last_call[0].dtype, copy=True)
         raise AttributeError  # with the message of `__getattr__`, which Python tries next
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "weights":
-            raise AttributeError(
-                f"`weights` are those of the last call. Found no call of this {type(self).__name__}"
-                " since it was made, copied or loaded, or one inside a transform of `torch.func`: "
-                "use the pure function there."
-            )
-        return super().__getattr__(name)
 
     def task_weights(self) -> dict[str, Tensor]:
         """The :attr:`weights` by name, each of shape ().
@@ -195,298 +181,145 @@ class Scalarizer(nn.Module, ABC):
             raise ValueError("`task_weights` are by name. Found a scalarizer without names.")
         return dict(zip(self.names, self.weights.unbind(), strict=True))
 
-    # What a subclass uses.
+    def synchronize(self, group: "dist.ProcessGroup | None" = None) -> None:
+        """Balance together with the other data-parallel ranks, as one process on the whole batch.
+
+        Every rank must call it, once the scalarizer is made, and then make every training call. A
+        call in ``eval()`` or without gradients stays with the rank's own losses. The ranks compare
+        their scalarizers and take the state of the first.
+
+        Args:
+            group: the process group. None: that of all ranks.
+
+        Raises:
+            ValueError: ``group`` is not an initialised process group of this rank, or the
+                scalarizers of its ranks differ in class, names, shape, dtype or a hyperparameter.
+        """
+        alike = {"class": type(self).__name__, "names": self.names, "shape": self.shape}
+        self._ranks = Ranks(share_first_state(self, alike | self._given, group))
 
     @property
     def learning(self) -> bool:
-        """True if a call may change the state: in training mode, with gradients enabled.
+        """True if a call learns: in training mode, with gradients enabled."""
+        return self.training and torch.is_grad_enabled()
 
-        False where activation checkpointing makes a call a second time, within a backward pass. Of
-        a call that was first made without gradients (``use_reentrant=True``), the second learns.
-        """
-        return self._in_training and (self._deferred or not _in_backward())
+    # How a call gets there.
 
     def prepare(self, losses: Losses, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What the pure functions take: the losses as one tensor, and those of all ranks.
+        """The losses and the mask as a method takes them, after all checks that are not its own."""
+        if not isinstance(losses, Tensor):
+            by_name = losses
+            losses, mask = by_position(by_name, mask, self.names)
+            self._cautions.warn(cautions.constant_for_absent(by_name))
+        if mask is not None:
+            check_tensors(mask, losses=losses)
+        if torch.compiler.is_compiling():
+            self._examine(losses)
+        else:
+            way = self.training, torch.is_grad_enabled(), in_transform(), losses.requires_grad
+            call = losses.shape, losses.dtype, losses.device, way
+            if call not in self._examined:
+                self._examine(losses)
+                self._examined.add(call)
+        (losses,) = in_common_dtype(losses)
+        return self._ranks.average(losses, mask) if self.learning else (losses, mask)
 
-        A ``forward`` begins with it.
+    def _examine(self, losses: Tensor) -> None:
+        """Look for what cannot change between two calls on such losses."""
+        check_tensors(None, losses=losses)
+        check_shape("losses", losses, self.shape, "scalarizer")
+        check_precision(self._parameters | self._buffers)
+        self.move_hyperparameters(lambda _: losses.device)
+        if torch.is_grad_enabled() and not in_transform():
+            method, state = type(self).__name__, (self._parameters, self._buffers)
+            self._cautions.warn(cautions.wasted_call(method, losses, self.training, *state))
+            if self.training and self.weights_depend_on != "nothing" and not self._ranks.group:
+                self._cautions.warn(cautions.ranks_alone(method))
 
-        Args:
-            losses: as ``forward`` was given them.
-            mask: as ``forward`` was given it.
+    def _idle(self, verb: str) -> bool:
+        """True, with a warning, in ``eval()``, where ``update`` and ``step`` learn nothing."""
+        self._cautions.warn(cautions.called_in_eval(type(self).__name__, verb, self.training))
+        return not self.training
 
-        Returns:
-            The losses, of shape S, and their mask. In a training call in a process group, they are
-            those of the whole batch (:func:`~mtl_scalarize.all_reduce_losses`).
+    def keep(self, name: str, value: object) -> None:
+        """Keep what :attr:`weights` needs of a call, unless it would outlive a program around."""
+        # torch.compile below 2.12 takes `is_exporting()` for True. The second item is its remedy.
+        if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+            return
+        # Not by `setattr`, which looks for parameters, buffers and modules first.
+        self.__dict__[name] = () if in_transform() else value
 
-        Raises:
-            TypeError: ``losses`` is neither a tensor nor a mapping, or a mapping without names.
-            ValueError: a name is unknown, the mask of losses by name does not fit, or something
-                else than the scalarizer has cast its state below float32. Losses given as a tensor
-                are left to the checks of the pure functions.
-        """
-        losses, mask = self.by_position(losses, mask)
-        for name in self._tensors:  # FSDP moves the state by itself, not by `_apply`
-            tensor = getattr(self, name)
-            if tensor.device != losses.device and not losses.is_meta:
-                self._note(**{name: tensor.to(losses.device)})
-        if not torch.compiler.is_compiling() and not _in_backward():
-            self._note(_deferred=self.training and not torch.is_grad_enabled())
-        if self.shape is not None and losses.shape != self.shape:
-            check_shape("losses", losses, self.shape, "scalarizer")
-        self._check_precision()
-        if not in_transform():
-            caution_of_waste(self, losses)
-        if not self._in_training:
-            return losses, mask
-        own_mask = None if self.process_group is None else mask
-        self._note(_rank_mask=own_mask, _call_dtype=losses.dtype)
-        return self.over_ranks(losses, mask)
+    # What nn.Module and Python call.
 
-    def by_position(self, losses: Losses, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The first half of :meth:`prepare`: losses by name become one tensor."""
-        if isinstance(losses, Tensor):
-            return losses, mask
-        if not isinstance(losses, Mapping):
-            check_tensors(None, losses=losses)  # which refuses them
-        if self.names is None:
-            raise TypeError(
-                "`losses` should be a tensor, for the tasks of this scalarizer have no names. "
-                "Found a mapping."
-            )
-        by_name = losses
-        losses, present = stack_by_name(by_name, self.names)
-        if self._in_training:
-            caution_of_constants(self, by_name)
-        check_tensors(mask, losses=losses)
-        if mask is None:
-            return losses, present
-        return losses, mask if present is None else present & mask
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Scalarizer":
+        """As nn.Module does for ``.to()``, ``.half()`` and the like, but keep the precision."""
+        super()._apply(keeping_float32(fn), recurse)  # type: ignore[no-untyped-call]
+        self.move_hyperparameters(lambda tensor: fn(tensor.new_empty(0)).device)
+        self._examined.clear()
+        return self
 
-    def over_ranks(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The second half of :meth:`prepare`: the losses and the mask of the whole batch."""
-        if self.process_group is None:
-            caution_of_ranks(self)
-            return losses, mask
-        check_tensors(mask, losses=losses)
-        state = next((tensor for _, tensor in self._state()), None)
-        if state is not None:
-            check_shape("losses", losses, state.shape, "state")
-            losses = losses.to(state.dtype)
-        if mask is None:  # another rank may lack a task, or be at the end of its epoch
-            mask = torch.ones_like(losses, dtype=torch.bool)
-        return all_reduce_losses(losses, self.process_group, mask=mask)
+    def __getattr__(self, name: str) -> Any:
+        if name == "weights":
+            raise AttributeError(f"No `weights` of {self}: it was not called, or in a transform.")
+        return super().__getattr__(name)
 
-    def of_first_rank(self, drawn: Tensor) -> Tensor:
-        """Random numbers that all ranks should share: in a process group, those of its first rank.
 
-        Every rank must call it, in a training call. Without a process group it returns ``drawn``.
+class Stateful(Scalarizer):
+    """Base class of the methods that keep a state of their own, without an optimizer.
 
-        Args:
-            drawn: as many numbers on every rank.
+    The state is a NamedTuple of tensors; each field is a persistent buffer of the same name.
+    """
 
-        Returns:
-            A tensor like ``drawn``.
-        """
-        return drawn if self.process_group is None else of_first_rank(drawn, self.process_group)
+    def __init__(self, shape: Shape | None = None, *, optional: bool = True) -> None:
+        super().__init__(shape, optional=optional)
+        self._create(torch.empty((0,) if self.shape is None else self.shape, dtype=default_dtype()))
+        self.register_load_state_dict_pre_hook(take_saved_shape)  # type: ignore[no-untyped-call]
 
-    def report(self, function: Callable[..., Tensor], *arguments: Any, mask: Tensor | None) -> None:
-        """Keep what :attr:`weights` needs: ``function(*arguments, mask=mask)``, run when read.
+    @abstractmethod
+    def initial_state(self, shape: tuple[int, ...]) -> NamedTuple:
+        """The state before the first call, for losses of this shape, on the default device."""
 
-        A ``forward`` calls it once.
-
-        Args:
-            function: a pure function that returns the task weights, of shape S.
-            arguments: what this call used of the losses and the state, detached. Of what may be
-                changed in place before the weights are read, a copy.
-            mask: what :meth:`prepare` returned.
-        """
-        if torch.compiler.is_exporting():
-            return  # an exported program has no attribute to keep them in
-        mask = None if mask is None else mask.clone()
-        # The tensors of a transform are wrappers that end with it.
-        call = () if in_transform() else (function, arguments, mask)
-        self._note(_last_call=call)
-
-    def store(self, state: Iterable[Tensor], new: Iterable[Tensor]) -> None:
-        """Write the tensors ``new`` into the buffers ``state``.
+    @property
+    def state(self) -> Any:
+        """The state, as the pure functions take it. An assignment writes into the buffers.
 
         In place, so that a captured CUDA graph, an exported program and a stack of modules under
         ``vmap`` all advance the state that they were given.
-
-        Args:
-            state: buffers of this scalarizer.
-            new: as many tensors, of the same shapes, detached.
         """
-        for buffer, value in zip(state, new, strict=True):
+        return self._state_type(*[self._buffers[name] for name in self._state_type._fields])
+
+    @state.setter
+    def state(self, new: Sequence[Tensor]) -> None:
+        for name, value in zip(self._state_type._fields, new, strict=True):
+            buffer: Any = self._buffers[name]
             if value is not buffer:
                 buffer.copy_(value)
 
-    def register_hyperparameter(self, name: str, value: float | Tensor | None) -> None:
-        """Keep what the constructor was given as the attribute ``name``.
+    def reset(self) -> None:
+        super().reset()
+        with torch.device(self.state[0].device):
+            self.state = self.initial_state(tuple(self.state[0].shape))
 
-        A tensor follows the module to another device. It is no buffer, for other tools fill with
-        values of their own what a checkpoint lacks.
+    def prepare(self, losses: Losses, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.shape is None and isinstance(losses, Tensor):
+            check_tensors(mask, losses=losses)
+            self.shape = tuple(losses.shape)
+            self._create(losses)
+        return super().prepare(losses, mask)
 
-        Args:
-            name: what the attribute, and an error, calls it.
-            value: a number for all tasks, or a tensor with one for each. Or None.
-
-        Raises:
-            TypeError: ``value`` is neither a number nor a real tensor.
-            ValueError: it is not of the :attr:`shape`, or on the meta device.
-        """
-        if isinstance(value, Tensor):
-            check_has_values(name, value)
-            value = value.detach().to(at_least_float32(value.dtype), copy=True)
-            self._tensors[name] = value
-        if value is not None:
-            check_scalar_or_shape(name, value, self.shape, "losses")
-        self._note(**{name: value})
-
-    # What the tools of torch call.
-
-    def extra_repr(self) -> str:
-        """The shape, or the names, if there is one."""
-        return "" if self.shape is None else f"shape={self.names or self.shape}"
-
-    @property
-    def process_group(self) -> "dist.ProcessGroup | None":
-        """The data-parallel ranks that balance their losses together. None: each rank alone."""
-        return self._group.value
-
-    @process_group.setter
-    def process_group(self, value: "dist.ProcessGroup | None") -> None:
-        if value is not None:
-            description: dict[str, object] = {"class": type(self).__name__}
-            description |= {"names": repr(self.names), "shape": self.shape}
-            description["dtype"] = next((tensor.dtype for _, tensor in self._state()), None)
-            for name in self.settings:
-                setting = getattr(self, name)
-                description[name] = repr(
-                    setting.tolist() if isinstance(setting, Tensor) else setting
-                )
-            share_state(self, description, value)
-        self._group = _Group(value)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: a copy has no weights to read."""
-        # Of nn.Module: without what `compile()` has made, which would call the original.
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {**state, "_last_call": None if self._last_call is None else ()}
-
-    @property
-    def _in_training(self) -> bool:
-        return self.training and torch.is_grad_enabled()
-
-    def _note(self, **attributes: Any) -> None:
-        """Set plain attributes, without nn.Module's look for parameters and buffers."""
-        self.__dict__.update(attributes)
-
-    def _state(self) -> Iterator[tuple[str, Tensor]]:
-        """The floating-point parameters and buffers, by name."""
-        for name, tensor in (self._parameters | self._buffers).items():
-            if tensor is not None and tensor.numel() and tensor.is_floating_point():
-                yield name, tensor
-
-    def _check_precision(self) -> None:
-        for name, tensor in (*self._parameters.items(), *self._buffers.items()):
-            if tensor is not None and tensor.itemsize < 4 and tensor.is_floating_point():
-                raise ValueError(
-                    f"`{name}` should be at least float32. Found `{name}.dtype = {tensor.dtype}`, "
-                    "which something around the scalarizer has cast it to: keep the scalarizer "
-                    "outside of the module that is wrapped, or exclude it from mixed precision."
-                )
-
-    def warn_once(self, message: str) -> None:
-        """Warn at the user's line, if not yet of the same. In a compiled graph, do nothing."""
-        if not torch.compiler.is_compiling() and message not in self._warned:
-            self._warned.add(message)
-            warn_user(message)
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata = getattr(destination, "_metadata", None)
-        if self.names is not None and metadata is not None:
-            metadata[prefix[:-1]]["names"] = list(self.names)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
-    ) -> None:
-        names = local_metadata.get("names")
-        if names is not None and self.names is not None and tuple(names) != self.names:
-            raise ValueError(
-                f"`state_dict` should be of the tasks {listed(self.names)}, in this order. "
-                f"Found {listed(names)}."
-            )
-        for name, _ in self._state():  # `assign=True` would keep a dtype below float32
-            loaded = state_dict.get(prefix + name)
-            if isinstance(loaded, Tensor):
-                state_dict[prefix + name] = loaded.to(at_least_float32(loaded.dtype))
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        self._last_call, self._rank_mask, self._call_dtype = (), None, None
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Scalarizer":
-        """As ``nn.Module`` does for ``.to()``, ``.half()`` and the like, but keep the precision."""
-        for name, given in self._tensors.items():
-            tensor = getattr(self, name)
-            like = fn(tensor.new_empty(0))
-            tensor = given if tensor.is_meta else tensor
-            self._note(**{name: tensor.to(like.device, at_least_float32(like.dtype))})
-
-        def at_least_single(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            if not tensor.is_floating_point():
-                return applied
-            dtype = at_least_float32(applied.dtype)
-            return applied if applied.dtype is dtype else tensor.to(applied.device, dtype)
-
-        return super()._apply(at_least_single, recurse)  # type: ignore[no-untyped-call,no-any-return]
+    def _create(self, like: Tensor) -> None:
+        """Create the buffers for losses like these."""
+        with torch.inference_mode(False):  # or the buffers could not learn
+            state = self.initial_state(tuple(like.shape))
+            for name, value in state._asdict().items():
+                dtype = at_least_float32(like.dtype) if value.is_floating_point() else None
+                self.register_buffer(name, value.to(like.device, dtype))
+        self._state_type: type[Any] = type(state)
 
 
-class _Group:
-    """A process group. It cannot be copied, so copies share it, and pickling leaves it behind."""
-
-    def __init__(self, value: "dist.ProcessGroup | None") -> None:
-        self.value = value
-
-    def __deepcopy__(self, memo: object) -> "_Group":
-        return self
-
-    def __reduce__(self) -> tuple[type["_Group"], tuple[None]]:
-        return _Group, (None,)
-
-
-def _in_backward() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-def in_transform() -> bool:
-    """Whether a transform of `torch.func` is at work."""
-    return torch._C._are_functorch_transforms_active()
-
-
-def shown(name: str, value: float | Tensor, default: float) -> str:
-    """A hyperparameter as a part of a `repr`, if it is not the default."""
-    if isinstance(value, Tensor):
-        few = value.numel() <= 8 and not value.is_meta
-        return f", {name}={value if few else f'<tensor of shape {tuple(value.shape)}>'}"
-    return "" if value == default else f", {name}={value}"
-
-
-def fill(parameter: Tensor, value: float | Tensor) -> None:
-    """Write a hyperparameter into a parameter, which ``fully_shard`` may have split."""
-    value = torch.as_tensor(value, dtype=parameter.dtype, device=parameter.device)
-    if value.ndim and hasattr(parameter, "device_mesh"):
-        from torch.distributed.tensor import DTensor, Replicate
-
-        mesh = parameter.device_mesh
-        value = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    parameter.copy_(value)
-
-
-def default_dtype() -> torch.dtype:
-    """The dtype of new state: torch's default, and never less than float32."""
-    return at_least_float32(torch.get_default_dtype())
+def take_saved_shape(module: Stateful, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Hook for ``load_state_dict``: where no shape was given, that of the checkpoint is taken."""
+    saved = state_dict.get(prefix + module.state._fields[0])
+    if module.shape is None and saved is not None and saved.numel():
+        module.shape = tuple(saved.shape)
+        module._create(saved)

@@ -1,12 +1,12 @@
 """The module of smooth Tchebycheff scalarization."""
 
-import torch.distributed as dist
 from torch import Tensor
 
-from ..functional.checks import check_scalar
+from ..functional._checks import check_positive
 from ..functional.stch import stch, stch_weights
+from .hyperparameters import Hyperparameter, Value
 from .names import Shape
-from .scalarizer import Losses, Scalarizer
+from .scalarizer import Scalarizer
 
 
 class STCH(Scalarizer):
@@ -25,16 +25,16 @@ class STCH(Scalarizer):
     Args:
         mu: :math:`\mu > 0`, in the unit of the losses times their preference. The paper uses 0.01
             to 1.
-        weights: the preference :math:`\lambda`, of shape S, kept as ``preference``. None:
-            :math:`1/m` for each of the m tasks that are present.
-        reference: the ideal point :math:`z`, of shape S. None: 0.
+        weights: the preference :math:`\lambda`: a number, or one for each task as a tensor, a list,
+            or a mapping by name. None: :math:`1/m` for each of the m tasks that are present. The
+            attribute is ``priorities``.
+        reference: the ideal point :math:`z`, likewise. None: 0.
         shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`. None:
             losses of any shape, as a tensor.
-        process_group: see :class:`Scalarizer`.
 
     Raises:
-        TypeError: ``weights`` or ``reference`` is not a real tensor.
-        ValueError: ``mu`` is not positive, or ``weights`` or ``reference`` is not of shape S.
+        ValueError: ``mu`` is not positive, or ``weights`` or ``reference`` is not of shape S or not
+            finite.
 
     Example:
         >>> import torch
@@ -44,34 +44,23 @@ class STCH(Scalarizer):
         tensor([5.0000e-01, 1.5295e-07])
     """
 
-    settings = ("mu", "preference", "reference")
-
-    preference: Tensor | None
-    reference: Tensor | None
+    mu = Hyperparameter(check=check_positive)
+    priorities = Hyperparameter(optional=True, argument="weights")
+    reference = Hyperparameter(0.0)
 
     def __init__(
         self,
-        mu: float,
-        weights: Tensor | None = None,
-        reference: Tensor | None = None,
+        mu: float | Tensor,
+        weights: Value = None,
+        reference: Value = None,
         *,
         shape: Shape | None = None,
-        process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
-        check_scalar("mu", mu, positive=True)
         super().__init__(shape)
-        self.mu = mu
-        self.register_hyperparameter("preference", weights)
-        self.register_hyperparameter("reference", reference)
-        self.process_group = process_group
+        self.mu, self.priorities, self.reference = mu, weights, reference
 
-    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
-        losses, mask = self.prepare(losses, mask)
-        options = self.mu, self.preference, 0.0 if self.reference is None else self.reference
-        scalar = stch(losses, *options, mask=mask)
-        self.report(stch_weights, losses.detach().clone(), *options, mask=mask)
-        return scalar
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return stch(losses, self.mu, self.priorities, self.reference, mask=mask)
 
-    def extra_repr(self) -> str:
-        shape = "" if self.shape is None else f", {super().extra_repr()}"
-        return f"mu={self.mu}, weights={self.preference}, reference={self.reference}{shape}"
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return stch_weights(losses, self.mu, self.priorities, self.reference, mask=mask)

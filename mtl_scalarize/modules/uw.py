@@ -1,18 +1,14 @@
 """The module of Uncertainty Weighting."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..functional.checks import (
-    as_shape,
-    check_has_values,
-    check_hyperparameter,
-    check_scalar_or_shape,
-)
+from ..functional._checks import check_scalar
+from ..functional._precision import default_dtype
 from ..functional.uw import uw_loss, uw_weights
+from .hyperparameters import Hyperparameter, Value
 from .names import Shape
-from .scalarizer import Losses, Scalarizer, default_dtype, fill, shown
+from .scalarizer import Scalarizer
 
 
 class UW(Scalarizer):
@@ -34,16 +30,14 @@ class UW(Scalarizer):
 
     Args:
         shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`.
-        init: where the log-variances start: a number, or a tensor of shape S, such as the logarithm
-            of the first losses if these are far from 1.
-        eps: :math:`\epsilon`, added to every loss, non-negative. A loss that stays at exactly 0, as
-            a satisfied hinge loss does, raises its weight to about ``0.5 / eps``. The default only
-            keeps that finite: for such a loss pass the size below which it does not matter.
-        process_group: see :class:`Scalarizer`.
+        init: where the log-variances start: a number, or one for each task as a tensor, a list, or
+            a mapping by name, such as the logarithm of the first losses if these are far from 1.
+        eps: :math:`\epsilon`, added to every loss, non-negative. The weight of a loss that stays at
+            exactly 0, as a satisfied hinge loss does, grows with every step: for such a loss pass
+            the size below which it does not matter. Its weight then ends at ``0.5 / eps``.
 
     Raises:
-        TypeError: ``init`` is neither a number nor a tensor.
-        ValueError: ``init`` is not of shape S, or ``eps`` is negative.
+        ValueError: ``init`` is not of shape S or not finite, or ``eps`` is negative.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
@@ -57,46 +51,28 @@ class UW(Scalarizer):
         ... )
         >>> losses = model(torch.randn(8, 3)).square().mean(dim=0)  # one loss per output
         >>> scalarizer(losses).backward()
-        >>> optimizer.step()
         >>> scalarizer.weights
         tensor([0.5000, 0.5000])
+        >>> optimizer.step()
     """
 
-    settings = ("eps",)
-    linear = True
+    weights_depend_on = "state"
+    init = Hyperparameter(0.0)
+    eps = Hyperparameter(0.0, check_scalar)
 
-    log_var: nn.Parameter
-
-    def __init__(
-        self,
-        shape: Shape,
-        *,
-        init: float | Tensor = 0.0,
-        eps: float = 1e-30,
-        process_group: "dist.ProcessGroup | None" = None,
-    ) -> None:
-        check_hyperparameter("eps", eps)
-        super().__init__(shape)
-        self.log_var = nn.Parameter(torch.empty(as_shape(self.shape), dtype=default_dtype()))
-        check_has_values("init", init)
-        check_scalar_or_shape("init", init, self.log_var.shape, "log_var")
-        self.init = init.detach().clone() if isinstance(init, Tensor) else init
-        self.eps = eps
+    def __init__(self, shape: Shape, *, init: Value = 0.0, eps: float | Tensor = 0.0) -> None:
+        super().__init__(shape, optional=False)
+        self.init, self.eps = init, eps
+        self.log_var = nn.Parameter(torch.empty(self.shape or (), dtype=default_dtype()))
         self.reset()
-        self.process_group = process_group
 
-    def forward(self, losses: Losses, mask: Tensor | None = None) -> Tensor:
-        losses, mask = self.prepare(losses, mask)
-        log_var = self.log_var
-        scalar = uw_loss(losses, log_var, eps=self.eps, mask=mask)
-        self.report(uw_weights, log_var.detach().clone(), mask=mask)
-        return scalar
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return uw_loss(losses, self.log_var, eps=self.eps, mask=mask)
+
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        return uw_weights(self.log_var, mask=mask)
 
     def reset(self) -> None:
         super().reset()
         with torch.no_grad():
-            fill(self.log_var, self.init)
-
-    def extra_repr(self) -> str:
-        options = shown("init", self.init, 0.0) + shown("eps", self.eps, 1e-30)
-        return super().extra_repr() + options
+            self.log_var.zero_().add_(self.init)

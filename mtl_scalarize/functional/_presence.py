@@ -13,7 +13,7 @@ def fill_absent(tensor: Tensor, value: float, *, mask: Tensor | None) -> Tensor:
     Args:
         tensor: of shape S.
         value: what an absent entry becomes.
-        mask: boolean, of shape S, True where the task is present. None: all are present.
+        mask: True where the task is present.
 
     Returns:
         A tensor of shape S.
@@ -25,20 +25,20 @@ def fill_absent(tensor: Tensor, value: float, *, mask: Tensor | None) -> Tensor:
     return tensor if mask is None else torch.where(mask, tensor, value)
 
 
-def measured(losses: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def finite_and_present(losses: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The tasks that a state function may learn from, and the losses with 0 for the others.
 
     A state function learns from a task if it is present and its loss is finite.
 
     Args:
         losses: of any shape S.
-        mask: boolean, of shape S, True where the task is present. None: all are present.
+        mask: True where the task is present.
 
     Returns:
         A boolean tensor of shape S, and the losses, of shape S, all finite.
 
     Example:
-        >>> measured(torch.tensor([1.0, torch.nan]))
+        >>> finite_and_present(torch.tensor([1.0, torch.nan]))
         (tensor([ True, False]), tensor([1., 0.]))
     """
     losses = fill_absent(losses, 0.0, mask=mask)
@@ -48,8 +48,15 @@ def measured(losses: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Ten
 
 
 def count_present(losses: Tensor, *, mask: Tensor | None) -> int | Tensor:
-    """How many tasks are present, and 1 if there is none: to divide by."""
-    return max(losses.numel(), 1) if mask is None else mask.sum().clamp(min=1)
+    """Number of present tasks, at least 1, to divide by."""
+    if mask is None:
+        return max(losses.numel(), 1)
+    return mask.sum().clamp(min=1).to(losses.dtype)
+
+
+def mean_present(tensor: Tensor, *, mask: Tensor | None) -> Tensor:
+    """Mean over the present tasks of a tensor that is 0 for the others."""
+    return tensor.mean() if mask is None else tensor.sum() / count_present(tensor, mask=mask)
 
 
 def zero_if_none(scalar: Tensor, losses: Tensor, *, mask: Tensor | None) -> Tensor:
@@ -69,6 +76,15 @@ def softmax(logits: Tensor, *, mask: Tensor | None) -> Tensor:
     if logits.ndim <= 1:
         return torch.softmax(logits, 0)
     return torch.softmax(logits.flatten(), 0).reshape(logits.shape)
+
+
+def largest(tensor: Tensor, *, mask: Tensor | None) -> Tensor:
+    """Largest entry where ``mask`` is True, held constant in the backward pass; 0 of no entries.
+
+    Subtracted before the division by a small number, it keeps exponents from overflowing.
+    """
+    tensor = fill_absent(tensor.detach(), torch.finfo(tensor.dtype).min, mask=mask)
+    return tensor.max() if tensor.numel() else tensor.sum()
 
 
 def logsumexp(logits: Tensor, *, mask: Tensor | None) -> Tensor:

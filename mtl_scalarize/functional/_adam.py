@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .precision import scalar_in
+from ._precision import scalar_in
 
 # The defaults of Kingma and Ba (https://arxiv.org/abs/1412.6980), which FAMO keeps.
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8

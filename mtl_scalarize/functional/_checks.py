@@ -1,0 +1,145 @@
+"""Argument checks. They read types, shapes and dtypes, never a tensor's values."""
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+#: The dtypes of losses and weights. Those below are widened to float32.
+_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_tensors(mask: Tensor | None, /, **tensors: Tensor) -> None:
+    """Check that tensors are floating and of one shape, and the mask boolean and of that shape.
+
+    Args:
+        mask: the mask, or None.
+        tensors: by the name that an error calls them. The first sets the shape of all.
+
+    Raises:
+        TypeError: a tensor is not a floating-point tensor, or the mask not a tensor.
+        ValueError: a shape is not that of the first tensor, or the mask is not boolean.
+
+    Example:
+        >>> check_tensors(None, losses=torch.ones(3), weights=torch.ones(2))
+        Traceback (most recent call last):
+        ValueError: `weights` should have shape (3,), the shape of `losses`. Found ...
+    """
+    shape = None
+    for tensor in tensors.values():
+        if not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATING:
+            _explain(mask, tensors)
+        if shape is None:
+            shape = tensor.shape
+        elif tensor.shape != shape:
+            _explain(mask, tensors)
+    if mask is not None and not (
+        isinstance(mask, Tensor) and mask.dtype is torch.bool and mask.shape == shape
+    ):
+        _explain(mask, tensors)
+
+
+def _explain(mask: object, tensors: Mapping[str, Tensor]) -> NoReturn:
+    """Raise the error of `check_tensors`."""
+    owner, shape = "", torch.Size()
+    for name, tensor in tensors.items():
+        expected = f"`{name}` should be a floating-point tensor."
+        if not isinstance(tensor, Tensor):
+            stack = name == "losses" and isinstance(tensor, (list, tuple))
+            advice = ": use `torch.stack(losses)`" if stack else ""
+            raise TypeError(f"{expected} Found a {type(tensor).__name__}{advice}.")
+        if tensor.dtype not in _FLOATING:
+            raise TypeError(f"{expected} Found `{name}.dtype = {tensor.dtype}`.")
+        if owner:
+            check_shape(name, tensor, shape, owner)
+        else:
+            owner, shape = name, tensor.shape
+    expected = "`mask` should be a boolean tensor."
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{expected} Found a {type(mask).__name__}.")
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{expected} Found `mask.dtype = {mask.dtype}`.")
+    raise _shape_error("mask", mask, shape, owner)
+
+
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int] | None, owner: str) -> None:
+    """Check that ``tensor`` has exactly ``shape``, if any: broadcasting would hide a mistake."""
+    if shape is not None and tensor.shape != tuple(shape):
+        raise _shape_error(name, tensor, shape, owner)
+
+
+def _shape_error(name: str, tensor: Tensor, shape: Sequence[int], owner: str) -> ValueError:
+    return ValueError(
+        f"`{name}` should have shape {tuple(shape)}, the shape of `{owner}`. "
+        f"Found `{name}.shape = {tuple(tensor.shape)}`."
+    )
+
+
+def check_scalar(name: str, value: float | Tensor) -> None:
+    """Check a hyperparameter: a 0-d tensor, or a finite number that is not negative."""
+    _check_number(name, value, (0.0, math.inf), expected="non-negative and finite")
+
+
+def check_positive(name: str, value: float | Tensor) -> None:
+    """Check a hyperparameter: a 0-d tensor, or a finite number above 0."""
+    above_zero = math.ulp(0.0)
+    _check_number(name, value, (above_zero, math.inf), expected="strictly positive and finite")
+
+
+def check_unit_interval(name: str, value: float | Tensor) -> None:
+    """Check a hyperparameter: a 0-d tensor, or a number from 0 to 1."""
+    _check_number(name, value, (0.0, 1.0), expected="from 0 to 1")
+
+
+def _check_number(
+    name: str, value: float | Tensor, value_range: tuple[float, float], expected: str
+) -> None:
+    if isinstance(value, Tensor):
+        if value.ndim:
+            raise ValueError(
+                f"`{name}` should be a number or a 0-d tensor. "
+                f"Found `{name}.shape = {tuple(value.shape)}`."
+            )
+        return
+    if not isinstance(value, (int, float)):
+        raise TypeError(
+            f"`{name}` should be a number or a 0-d tensor. Found a {type(value).__name__}."
+        )
+    low, high = value_range
+    if not (low <= value <= high and value < math.inf):  # written so that nan fails too
+        raise ValueError(f"`{name}` should be {expected}. Found `{name} = {value}`.")
+
+
+def check_scalar_or_shape(
+    name: str, value: float | Tensor, shape: Sequence[int] | None, owner: str
+) -> None:
+    """Check what is one finite number for all tasks, or one for each in a tensor of ``shape``."""
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            raise TypeError(f"`{name}` should be real. Found `{name}.dtype = {value.dtype}`.")
+        if value.ndim > 0:
+            check_shape(name, value, shape, owner)
+    elif not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` should be a number or a tensor. Found a {type(value).__name__}.")
+    elif not -math.inf < value < math.inf:
+        raise ValueError(f"`{name}` should be finite. Found `{name} = {value}`.")
+
+
+def as_shape(shape: object) -> tuple[int, ...]:
+    """The shape that ``shape`` stands for: an int ``n`` means ``(n,)``."""
+    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    try:
+        if isinstance(shape, (str, bool)):
+            raise TypeError
+        # A compiler's symbolic size is an int, and `index` would make a number of it.
+        sizes = tuple(size if isinstance(size, int) else operator.index(size) for size in sizes)
+    except TypeError:
+        raise TypeError(
+            f"`shape` should be an int or a sequence of ints. Found `shape = {shape!r}`."
+        ) from None
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"`shape` should have no negative entry. Found `shape = {shape!r}`.")
+    return sizes

@@ -1,0 +1,49 @@
+"""State is at least float32: it stays so under ``.half()``, and is refused below it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .names import Losses
+
+
+def keeping_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A conversion such as ``.half()`` for ``nn.Module._apply``, to float32 where it goes below."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        new = fn(tensor)
+        below = tensor.is_floating_point() and new.itemsize < 4
+        return tensor.to(new.device, torch.float32) if below else new
+
+    return convert
+
+
+def check_precision(state: Mapping[str, Tensor | None]) -> None:
+    """Check that nothing around a module has cast its state below float32.
+
+    Raises:
+        ValueError: a tensor is of a smaller dtype.
+    """
+    for name, tensor in state.items():
+        if tensor is not None and tensor.itemsize < 4 and tensor.is_floating_point():
+            raise ValueError(
+                f"`{name}` should be at least float32. Found `{name}.dtype = {tensor.dtype}`: keep "
+                "the scalarizer outside of the module that is wrapped or cast."
+            )
+
+
+def examine_loaded(module: Any, *_: object) -> None:
+    """Hook for ``load_state_dict``: the state may have another dtype now."""
+    module._examined.clear()
+
+
+def computed(losses: Losses | Callable[[], Losses]) -> Losses:
+    """The losses, computed now and without gradients if a function is given."""
+    if isinstance(losses, (Tensor, Mapping)) or not callable(losses):
+        return losses
+    if not torch.compiler.is_compiling():
+        torch.clear_autocast_cache()  # which has the network's weights before the step
+    with torch.no_grad():
+        return losses()
