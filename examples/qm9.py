@@ -16,45 +16,45 @@ each target.
     python examples/qm9.py --quick            # half a minute, to see that it runs
 
 A finished training is kept in `runs/qm9` until the code of `train` changes: after a kill, start the
-program again. It draws the picture `qm9.png` and prints (2 cores of an AMD EPYC, busy with other
-work: the seconds are upper bounds):
+program again. It draws the picture `qm9.png` and prints (one core of an Intel Xeon, busy
+with other work: the seconds are upper bounds):
 
-                       test   mean   learning              published
-method           delta-m, %   rank       rate   seconds   delta-m, %
-──────────────────────────────────────────────────────────────────────
-single tasks            0.0                         189          0.0
-plain sum        55.7 ± 1.2    7.3      0.001        18        179.8
-constant          8.6 ± 0.3    6.5      0.003        28
-LogSum           -0.2 ± 0.4    2.4      0.003        26         39.7
-GeometricMean     1.6 ± 0.5    3.2      0.003        27
-Random           65.1 ± 1.3    9.7      0.001        37        222.6
-STCH             70.1 ± 2.1    9.9      0.003        20
-UW                4.7 ± 0.7    4.2      0.001        27         58.4
-IMTL-L            4.7 ± 0.7    4.6      0.001        31
-DWA              55.9 ± 1.3    8.1      0.001        27        173.0
-ReLoBRaLo        66.0 ± 6.7    9.0      0.001        18
-FAMO             23.8 ± 1.2    7.4      0.001        19         38.9
+                      test   mean   learning              published
+method          delta-m, %   rank       rate   seconds   delta-m, %
+─────────────────────────────────────────────────────────────────────
+single tasks           0.0                         123          0.0
+plain sum       55.7 ± 1.2    6.5      0.001        11        179.8
+constant         8.6 ± 0.3    5.6      0.003        11
+LogSum          -0.3 ± 0.0    2.4      0.003        12         39.7
+GeometricMean    1.8 ± 0.6    3.2      0.003        12
+Random          65.1 ± 1.3    8.8      0.001        11        222.6
+STCH            70.1 ± 1.4    9.1      0.003        13
+UW               4.7 ± 0.7    4.0      0.001        12         58.4
+IMTL-L           4.7 ± 0.7    4.3      0.001        12
+DWA             55.9 ± 1.3    7.3      0.001        12        173.0
+ReLoBRaLo       66.0 ± 6.7    8.4      0.001        13
+FAMO            19.4 ± 0.5    6.5      0.001        12         38.9
 
 On molecules never trained on. delta-m: mean relative change of the errors against a
 network for each target, ± standard deviation over the seeds; negative is better. Rank:
 among the methods, mean over the targets. seconds: of one training, the fastest of the
 seeds. published: another network and budget, on the whole data set.
 
-               dipole polariz. HOMO LUMO   R2 ZPVE  U0   U   H   G        Cv
-method              D     a0^3  meV  meV a0^2  meV meV meV meV meV cal/mol K
-────────────────────────────────────────────────────────────────────────────
-single tasks    0.520    0.479  148  176  4.4  9.0 149 150 151 145     0.161
-plain sum       0.517    0.575  153  198  9.9 21.6 252 252 258 240     0.221
-constant        0.603    0.543  177  217  4.8  9.2 149 149 150 145     0.178
-LogSum          0.545    0.481  154  188  5.8  9.6 126 127 128 124     0.165
-GeometricMean   0.561    0.490  161  195  5.4  9.2 134 135 135 131     0.165
-Random          0.529    0.597  159  207 10.3 23.4 269 273 275 258     0.236
-STCH            0.860    0.807  269  338  6.7 14.5 250 252 251 242     0.291
-UW              0.550    0.495  160  195  5.7  9.6 143 144 145 139     0.166
-IMTL-L          0.550    0.495  160  195  5.7  9.6 143 144 145 139     0.166
-DWA             0.517    0.576  153  198  9.9 21.6 253 252 258 240     0.222
-ReLoBRaLo       0.514    0.573  154  199  9.2 24.4 285 287 292 270     0.236
-FAMO            0.525    0.574  161  208  7.6 12.4 179 180 182 173     0.197
+              dipole polariz. HOMO LUMO   R2 ZPVE  U0   U   H   G        Cv
+method             D     a0^3  meV  meV a0^2  meV meV meV meV meV cal/mol K
+───────────────────────────────────────────────────────────────────────────
+single tasks   0.520    0.479  148  176  4.4  9.0 149 150 151 145     0.161
+plain sum      0.517    0.575  153  198  9.9 21.6 252 252 258 240     0.221
+constant       0.603    0.543  177  217  4.8  9.2 149 149 150 145     0.178
+LogSum         0.546    0.482  154  186  5.8  9.7 126 127 127 124     0.165
+GeometricMean  0.561    0.490  161  194  5.4  9.2 134 136 136 132     0.165
+Random         0.529    0.597  159  207 10.3 23.4 269 273 275 258     0.236
+STCH           0.863    0.803  268  336  6.9 14.5 248 253 251 241     0.289
+UW             0.550    0.495  160  195  5.7  9.6 143 144 145 139     0.166
+IMTL-L         0.550    0.495  160  195  5.7  9.6 143 144 145 139     0.166
+DWA            0.517    0.576  153  198  9.9 21.6 253 252 258 240     0.222
+ReLoBRaLo      0.514    0.573  154  199  9.2 24.4 285 287 292 270     0.236
+FAMO           0.536    0.557  164  207  7.0 11.6 172 172 175 168     0.188
 
 Mean absolute error, mean over the seeds.
 
@@ -62,14 +62,14 @@ Mean absolute error, mean over the seeds.
 learning rate    decay   learning rate   LUMO: share, %   delta-m, %
 ──────────────────────────────────────────────────────────────────────
             0        0           0.003              0.5          6.4
-       0.0025    1e-05           0.003              7.7         24.5
-       0.0025    0.001           0.001              3.2         18.7
-       0.0025      0.1           0.003              0.6          6.3
-        0.025    1e-05           0.001             31.7         63.6
-        0.025    0.001           0.001              5.4         23.3
-        0.025      0.1           0.003              0.6          6.5
-         0.25    1e-05           0.001             43.1         71.7
-         0.25    0.001           0.001              6.9         25.6
+       0.0025    1e-05           0.003              0.7          6.0
+       0.0025    0.001           0.003              0.7          6.2
+       0.0025      0.1           0.003              0.6          6.5
+        0.025    1e-05           0.001              9.0         29.5
+        0.025    0.001           0.001              3.6         20.1
+        0.025      0.1           0.003              0.6          6.1
+         0.25    1e-05           0.001             38.3         69.3
+         0.25    0.001           0.001              7.2         27.0
          0.25      0.1           0.003              0.6          6.3
 
 FAMO by its own settings, on the first seed; the paper's are 0.025 and 0.001.

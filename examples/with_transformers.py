@@ -175,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         eval_dataset=make_sentences(1000, args.seed + 1),
         compute_metrics=shares_right,
         scalarizer=METHODS[args.method](TASKS),
+        update_every=1,  # "same ends" is solved early: with 10, FAMO gets 69.5 % right
     )
     trainer.train(resume_from_checkpoint=args.resume)
     metrics = trainer.evaluate()

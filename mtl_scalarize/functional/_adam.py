@@ -37,7 +37,7 @@ def adam_step(
     time = updates.to(param.dtype)
     correction = -torch.expm1(math.log(BETA1) * time)
     correction_sq = -torch.expm1(math.log(BETA2) * time)
-    # A square root has no derivative at 0. This floor lies far below EPS**2 and keeps clear of 0.
+    # A square root has no derivative at 0. This floor, far below EPS**2, keeps it positive.
     floor = (1e-3 * EPS * torch.finfo(param.dtype).eps) ** 2
     root = (exp_avg_sq / correction_sq).clamp(min=floor).sqrt()
     param = param - scalar_in(param.dtype, lr) * (exp_avg / correction) / (root + EPS)

@@ -79,7 +79,7 @@ def softmax(logits: Tensor, *, mask: Tensor | None) -> Tensor:
 
 
 def largest(tensor: Tensor, *, mask: Tensor | None) -> Tensor:
-    """Largest entry where ``mask`` is True, held constant in the backward pass; 0 of no entries.
+    """Largest entry where ``mask`` is True, detached; 0 for an empty tensor.
 
     Subtracted before the division by a small number, it keeps exponents from overflowing.
     """

@@ -48,8 +48,7 @@ def imtll_loss(
     losses, log_scale = in_common_dtype(losses, log_scale)
     losses = fill_absent(plus(losses, eps), 0.0, mask=mask)
     log_scale = fill_absent(log_scale, 0.0, mask=mask)
-    # exp(s) * l - s in one operation.
-    return torch.addcmul(-log_scale, torch.exp(log_scale), losses).sum()
+    return (torch.exp(log_scale) * losses - log_scale).sum()
 
 
 def imtll_weights(log_scale: Tensor, *, mask: Tensor | None = None) -> Tensor:

@@ -50,8 +50,7 @@ def uw_loss(
     losses, log_var = in_common_dtype(losses, log_var)
     losses = fill_absent(plus(losses, eps), 0.0, mask=mask)
     log_var = fill_absent(log_var, 0.0, mask=mask)
-    # s + exp(-s) * l in one operation.
-    return torch.addcmul(log_var, torch.exp(-log_var), losses).sum() / 2
+    return (torch.exp(-log_var) * losses + log_var).sum() / 2
 
 
 def uw_weights(log_var: Tensor, *, mask: Tensor | None = None) -> Tensor:

@@ -37,8 +37,8 @@ class MultiTaskModule(_Base):
     Attributes:
         scalarizer: combines the losses.
         update_every: the number of optimizer steps from one call of FAMO's ``update`` to the next,
-            a positive int. In our measurements FAMO was as good with every tenth step as with
-            every step, at a tenth of the second forward passes.
+            a positive int. Every tenth step is often as good as every step, at a tenth of the
+            second forward passes. Where one task is solved early, it is not: take 1.
 
     Example::
 

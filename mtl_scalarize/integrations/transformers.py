@@ -49,8 +49,8 @@ class MultiTaskTrainer(Trainer):
         scalarizer_lr: the learning rate of what UW and IMTL-L learn. The schedule of the model's
             learning rate applies to it.
         update_every: the number of optimizer steps from one call of FAMO's ``update`` to the next,
-            a positive int. In our measurements FAMO was as good with every tenth step as with
-            every step, at a tenth of the second forward passes.
+            a positive int. Every tenth step is often as good as every step, at a tenth of the
+            second forward passes. Where one task is solved early, it is not: take 1.
         **options: as for ``Trainer``. An optimizer given as ``optimizers`` must have the parameters
             of the scalarizer, without weight decay.
 

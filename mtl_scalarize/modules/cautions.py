@@ -1,6 +1,6 @@
 """Mistakes that would silently waste a training: each a message, or None if it was not made.
 
-None costs a wait for the device, and none is left in a compiled graph.
+No check waits for the device or adds to a compiled graph.
 """
 
 import sys
@@ -35,7 +35,7 @@ class Cautions:
         self._known: set[str] = set()
 
     def warn(self, message: str | None) -> None:
-        """Warn of a mistake at the user's line, if there is one and not yet of the same."""
+        """Warn at the user's line, once for each message. None does nothing."""
         if message is None:
             return
         if torch.compiler.is_compiling():
@@ -48,7 +48,7 @@ class Cautions:
 def wasted_call(
     method: str, losses: Tensor, training: bool, parameters: Mapping[str, Any], buffers: object
 ) -> str | None:
-    """A call with gradients enabled, from which the network or the task weights learn nothing."""
+    """The network or the task weights cannot learn from this call, made with gradients enabled."""
     if not training and buffers and losses.requires_grad:
         return (
             f"{method} does not learn in `eval()`, and the losses require gradients: call "
@@ -100,12 +100,12 @@ def never_updated(calls: int) -> str | None:
         return None
     return (
         "FAMO learned nothing from its last 100 calls in training: call `scalarizer.update(lambda: "
-        "losses_of(batch))` after the optimizer's step, at least after every tenth."
+        "losses_of(batch))` after the optimizer's step, at the latest after every tenth."
     )
 
 
 def looks_like_tasks(method: str, argument: str, value: object) -> str | None:
-    """The first argument looks like a number of tasks, and is none."""
+    """An int in another argument is probably meant as the number of tasks."""
     if not isinstance(value, int) or value < 3:
         return None
     return (

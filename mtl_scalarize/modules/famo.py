@@ -31,9 +31,10 @@ class FAMO(Stateful):
       the backward pass.
 
     After your optimizer's step, call :meth:`update` with the losses of the same batch, computed
-    again. Every tenth step is enough: between two updates the logits stay as they are. If every
-    step has the same batch, its losses are those after the last step:
-    ``scalarizer.update(losses)`` before ``scalarizer(losses)`` needs no second forward pass.
+    again. Every tenth step is often enough, but not where one task is solved early: its weight
+    grows as its loss falls, and an update moves a logit by about ``lr`` at most. If every step has
+    the same batch, its losses are those after the last step: ``scalarizer.update(losses)`` before
+    ``scalarizer(losses)`` needs no second forward pass.
 
     FAMO compares the tasks of one batch. If each batch has one task, in turn, it learns nothing.
 

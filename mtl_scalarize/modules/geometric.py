@@ -12,8 +12,9 @@ class GeometricMean(Scalarizer):
     .. math::
         \Big( \prod_i \ell_i \Big)^{1/m}
 
-    A negative loss makes the scalar and all its gradients nan, and a loss of exactly 0 the
-    gradients. The function is :func:`~mtl_scalarize.geometric_mean`, which names the paper.
+    A negative loss makes the scalar and all its gradients nan. A loss of exactly 0 makes the
+    scalar 0 and its own gradient nan. The function is :func:`~mtl_scalarize.geometric_mean`, which
+    names the paper.
 
     Args:
         shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`. None:

@@ -22,8 +22,9 @@ class Hyperparameter:
     float32. It is no buffer, so a checkpoint does not have it.
 
     Args:
-        default: what None stands for, and what ``repr`` leaves out. None: there is no default.
-        check: of its name and value, if it is one number. None: each task may have its own.
+        default: the value used for None, which ``repr`` hides. None: there is no default.
+        check: ``check(name, value)`` raises if one number for all tasks, or a 0-d tensor, is wrong.
+            None: each task may have a finite number of its own.
         expand: True if it is kept as a tensor with an entry for each task in any case.
         optional: True if it may be None without a default.
         argument: what the constructor calls it, if not as the attribute.
@@ -133,7 +134,7 @@ class Configurable(nn.Module):
     def move_hyperparameters(self, device_for: Callable[[Tensor], torch.device]) -> None:
         """Move those that are tensors to the device that ``device_for`` says.
 
-        From the accepted ones, so that they come back from the meta device with their values.
+        Copied from the accepted values, because a tensor on the meta device has lost its own.
         """
         for name, given in self._given.items():
             tensor = self.__dict__[name]

@@ -20,7 +20,7 @@ Shape = int | Sequence[int] | Sequence[str]
 def names_and_shape(
     shape: Shape | None, *, optional: bool
 ) -> tuple[Names | None, tuple[int, ...] | None]:
-    """The names that ``shape`` consists of, if it does, and the shape: n names mean ``(n,)``."""
+    """The names of the tasks, or None, and the shape: n names mean ``(n,)``."""
     if shape is None and optional:
         return None, None
     entries = list(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else []
@@ -30,8 +30,7 @@ def names_and_shape(
         return None, as_shape(shape)
     if len(set(names)) < len(entries) or not isinstance(shape, Sequence):
         raise ValueError(
-            "`shape` should be a list of different names, in an order that stays. "
-            f"Found `shape = {shape!r}`."
+            f"`shape` should be a list or tuple of different names. Found `shape = {shape!r}`."
         )
     return names, (len(names),)
 
@@ -62,8 +61,8 @@ def by_position(
             raise ValueError(f"`losses[{name!r}]` should be a 0-d tensor. Found {losses[name]!r}.")
     if not given:
         raise ValueError(
-            f"`losses` should have one of {quoted(names)} or more. Found none: for a batch without "
-            "tasks, pass a tensor and a mask that is False everywhere."
+            f"`losses` should have at least one of {quoted(names)}. Found none: for a batch "
+            "without tasks, pass a tensor and a mask that is False everywhere."
         )
     like = next(iter(losses.values())).detach()
     zero = torch.zeros_like(like)

@@ -10,7 +10,7 @@ from .names import Losses
 
 
 def keeping_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A conversion such as ``.half()`` for ``nn.Module._apply``, to float32 where it goes below."""
+    """Wrap a conversion such as ``.half()`` so that its result is at least float32."""
 
     def convert(tensor: Tensor) -> Tensor:
         new = fn(tensor)
@@ -44,6 +44,6 @@ def computed(losses: Losses | Callable[[], Losses]) -> Losses:
     if isinstance(losses, (Tensor, Mapping)) or not callable(losses):
         return losses
     if not torch.compiler.is_compiling():
-        torch.clear_autocast_cache()  # which has the network's weights before the step
+        torch.clear_autocast_cache()  # autocast keeps the network's weights of before the step
     with torch.no_grad():
         return losses()

@@ -10,7 +10,7 @@ from ..distributed import all_reduce_losses, broadcast_from_first
 
 
 class Ranks:
-    """A process group, or this process by itself.
+    """The process group that a module balances with, or none.
 
     The group is held weakly: one that outlives ``destroy_process_group`` may abort the end of the
     program. Copies share it, and pickles leave it behind.

@@ -27,14 +27,14 @@ class Scalarizer(Configurable, ABC):
     """Base class of all methods: a module that turns a tensor of losses into one scalar.
 
     It has what every method needs: tasks by name, masks, data-parallel ranks, :attr:`weights`,
-    hyperparameters, precision. A method says what is its own in :meth:`weigh` and, where it needs
-    them, :meth:`combine`, :meth:`learn`, :meth:`learn_again` and :meth:`step`, and leaves the
-    arithmetic to pure functions.
+    hyperparameters, precision. A subclass defines :meth:`weigh` and, if it needs them,
+    :meth:`combine`, :meth:`learn`, :meth:`learn_again` and :meth:`step`. The arithmetic is left to
+    pure functions.
 
     Args:
-        shape: the shape S of the losses; an int ``n`` means ``(n,)``. Or the names of the tasks, a
-            sequence of n strings: S is ``(n,)``, and a call also takes the losses by name. None: no
-            state depends on the shape, or the first losses set it.
+        shape: the shape S of the losses; an int ``n`` means ``(n,)``. Or a sequence of n names of
+            tasks: then S is ``(n,)``, and a call also takes the losses by name. None: no state
+            depends on the shape, or the first losses set it.
         optional: False if None is refused.
 
     Raises:
@@ -59,8 +59,8 @@ class Scalarizer(Configurable, ABC):
         {'depth': tensor(1.), 'normals': tensor(0.5000)}
     """
 
-    #: What the task weights of a call depend on: "losses", or the "state" alone (then the gradients
-    #: of a batch in equal parts are the mean of those of the parts), or "nothing".
+    #: What the task weights of a call depend on: its "losses"; or the "state" alone, so that the
+    #: gradient of a batch is the mean of the gradients of its equal parts; or "nothing".
     weights_depend_on: str = "losses"
 
     def __init__(self, shape: Shape | None = None, *, optional: bool = True) -> None:
@@ -104,7 +104,7 @@ class Scalarizer(Configurable, ABC):
 
         def __call__(self, losses: Losses, mask: Tensor | None = None) -> Tensor: ...
 
-    # What a method says of itself. Losses come as one tensor, of all ranks, at least float32.
+    # Hooks of a subclass. Losses are one tensor, averaged over the ranks, at least float32.
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         """The scalar, of shape (). By default the sum of the losses times :meth:`weigh`."""
@@ -120,7 +120,7 @@ class Scalarizer(Configurable, ABC):
     def learn_again(self, losses: Tensor, mask: Tensor | None) -> None:
         """What :meth:`update` changes in the state."""
 
-    # What a user calls beside it.
+    # Other public methods.
 
     def update(self, losses: Losses | Callable[[], Losses], mask: Tensor | None = None) -> None:
         """Learn from the losses after the optimizer's step. Only :class:`FAMO` does.
@@ -138,7 +138,7 @@ class Scalarizer(Configurable, ABC):
         if type(self).learn_again is Scalarizer.learn_again or self._idle("update"):
             return
         mask = self._ranks.own_mask if mask is None else mask
-        with torch.enable_grad():  # without which `prepare` takes the call for a validation
+        with torch.enable_grad():  # `prepare` takes a call without gradients for a validation
             losses, mask = self.prepare(computed(losses), mask)
         self.learn_again(losses.detach(), mask)
 
@@ -182,7 +182,7 @@ class Scalarizer(Configurable, ABC):
         return dict(zip(self.names, self.weights.unbind(), strict=True))
 
     def synchronize(self, group: "dist.ProcessGroup | None" = None) -> None:
-        """Balance together with the other data-parallel ranks, as one process on the whole batch.
+        """Balance by the losses of all data-parallel ranks, as one process on the whole batch does.
 
         Every rank must call it, once the scalarizer is made, and then make every training call. A
         call in ``eval()`` or without gradients stays with the rank's own losses. The ranks compare
@@ -206,7 +206,7 @@ class Scalarizer(Configurable, ABC):
     # How a call gets there.
 
     def prepare(self, losses: Losses, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The losses and the mask as a method takes them, after all checks that are not its own."""
+        """Check the arguments, and return the losses as the hooks take them, and the mask."""
         if not isinstance(losses, Tensor):
             by_name = losses
             losses, mask = by_position(by_name, mask, self.names)
@@ -225,7 +225,7 @@ class Scalarizer(Configurable, ABC):
         return self._ranks.average(losses, mask) if self.learning else (losses, mask)
 
     def _examine(self, losses: Tensor) -> None:
-        """Look for what cannot change between two calls on such losses."""
+        """Run the checks that are needed once for each shape, dtype, device and mode."""
         check_tensors(None, losses=losses)
         check_shape("losses", losses, self.shape, "scalarizer")
         check_precision(self._parameters | self._buffers)
@@ -242,8 +242,8 @@ class Scalarizer(Configurable, ABC):
         return not self.training
 
     def keep(self, name: str, value: object) -> None:
-        """Keep what :attr:`weights` needs of a call, unless it would outlive a program around."""
-        # torch.compile below 2.12 takes `is_exporting()` for True. The second item is its remedy.
+        """Store a value for :attr:`weights`, but no tensor of a transform or an export."""
+        # torch.compile below 2.12 takes `is_exporting()` for True.
         if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
             return
         # Not by `setattr`, which looks for parameters, buffers and modules first.
