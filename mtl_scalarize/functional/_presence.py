@@ -72,7 +72,8 @@ def softmax(logits: Tensor, *, mask: Tensor | None) -> Tensor:
     If every entry is absent, the result is uniform: the smallest finite number takes the place of
     an absent logit, because minus infinity would make that case nan, backward pass included.
     """
-    logits = fill_absent(logits, torch.finfo(logits.dtype).min, mask=mask)
+    if mask is not None:
+        logits = fill_absent(logits, torch.finfo(logits.dtype).min, mask=mask)
     if logits.ndim <= 1:
         return torch.softmax(logits, 0)
     return torch.softmax(logits.flatten(), 0).reshape(logits.shape)

@@ -29,10 +29,11 @@ warn_user._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class Cautions:
-    """Warns of each message once."""
+    """Warns of each message once, and counts the calls of FAMO since its last ``update``."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
+        self.calls = 0
 
     def warn(self, message: str | None) -> None:
         """Warn at the user's line, once for each message. None does nothing."""
@@ -43,6 +44,18 @@ class Cautions:
         elif message not in self._known:
             self._known.add(message)
             warn_user(message)
+
+    def count_call(self) -> None:
+        """Warn of the hundredth call without an update."""
+        if torch.compiler.is_compiling():
+            return
+        self.calls += 1
+        if self.calls == 100:
+            self.warn(
+                "FAMO learned nothing from its last 100 calls in training: call `scalarizer.update("
+                "lambda: losses_of(batch))` after the optimizer's step, at the latest after every "
+                "tenth."
+            )
 
 
 def wasted_call(
@@ -91,16 +104,6 @@ def constant_for_absent(losses: Mapping[str, Tensor]) -> str | None:
     return (
         f"The loss of task {constants[0]!r} carries no gradient, but others do. If this batch "
         "lacks the task, leave it out of the mapping: a 0 in its place is a loss of 0."
-    )
-
-
-def never_updated(calls: int) -> str | None:
-    """FAMO has been called so often in training without an ``update``."""
-    if calls != 100:
-        return None
-    return (
-        "FAMO learned nothing from its last 100 calls in training: call `scalarizer.update(lambda: "
-        "losses_of(batch))` after the optimizer's step, at the latest after every tenth."
     )
 
 

@@ -5,10 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..functional import fill_absent, finite_and_present
+from ..functional import fill_absent
 from ..functional._checks import check_scalar
 from ..functional.famo import famo_combine, famo_delta, famo_init, famo_update, famo_weights
-from . import cautions
 from .hyperparameters import Hyperparameter, Value
 from .names import Shape
 from .scalarizer import Stateful
@@ -86,17 +85,14 @@ class FAMO(Stateful):
         super().__init__(shape, optional=False)
         self.register_buffer("previous_losses", torch.full_like(self.state.logits, torch.nan))
         self.min_losses, self.lr, self.weight_decay, self.eps = min_losses, lr, weight_decay, eps
-        self._calls = 0  # in training, since the last `update`
 
     def initial_state(self, shape: tuple[int, ...]) -> NamedTuple:
         return famo_init(shape)
 
     def learn(self, losses: Tensor, mask: Tensor | None) -> None:
-        where, losses = finite_and_present(losses, mask=mask)
-        self.previous_losses.copy_(fill_absent(losses, torch.nan, mask=where))
-        if not torch.compiler.is_compiling():
-            self._calls += 1
-            self._cautions.warn(cautions.never_updated(self._calls))
+        finite = torch.nan_to_num(losses, nan=torch.nan, posinf=torch.nan, neginf=torch.nan)
+        self.previous_losses.copy_(fill_absent(finite, torch.nan, mask=mask))
+        self._cautions.count_call()
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         logits, bounds = self.state.logits, self.min_losses
@@ -113,9 +109,9 @@ class FAMO(Stateful):
         options = {"lr": self.lr, "weight_decay": self.weight_decay, "mask": mask}
         self.state = famo_update(self.state, delta, **options)
         before.fill_(torch.nan)
-        self._calls = 0
+        self._cautions.calls = 0
 
     def reset(self) -> None:
         super().reset()
         self.previous_losses.fill_(torch.nan)
-        self._calls = 0
+        self._cautions.calls = 0
