@@ -5,6 +5,7 @@ the sum of their sizes: the result itself may be 0. A logarithm is as far off ne
 vanishes, as it is where it is 1. An absent task's loss is nan: it should not be read.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -375,3 +376,35 @@ def test_famo_is_trained_by_the_adam_of_torch(seed: int) -> None:
         logits.grad = torch.autograd.grad(logits.softmax(0) @ delta, logits)[0]
         adam.step()
         torch.testing.assert_close(state.logits, logits.detach(), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.5, torch.tensor(0.25, dtype=torch.float64)], ids=str)
+def test_eps_is_added_to_the_losses(eps: float | Tensor) -> None:
+    losses, logits = torch.tensor([[0.5, 2.0], [0.1, -0.3]], dtype=torch.float64)
+    for function, rest in (
+        (mtl.log_sum, ()),
+        (mtl.log_sum_weights, ()),
+        (mtl.famo_combine, (logits,)),
+        (mtl.famo_weights, (logits,)),
+        (mtl.uw_loss, (logits,)),
+        (mtl.imtll_loss, (logits,)),
+    ):
+        found, expected = function(losses, *rest, eps=eps), function(losses + eps, *rest, eps=0.0)
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+    found = mtl.famo_delta(losses, 2 * losses, eps=eps)
+    torch.testing.assert_close(found, ((losses + eps) / (2 * losses + eps)).log())
+    modules = (mtl.LogSum(eps=eps), mtl.FAMO(2, eps=eps), mtl.UW(2, eps=eps), mtl.IMTLL(2, eps=eps))
+    for module in modules:
+        shifted = copy.deepcopy(module)
+        shifted.eps = 0.0
+        torch.testing.assert_close(module(losses), shifted(losses + eps), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([True, True, False])], ids=["", "masked"])
+def test_a_small_mu_takes_the_maximum_of_large_losses(mask: Tensor | None) -> None:
+    losses = torch.tensor([1.0, 1e30, 1e35], requires_grad=True)
+    largest = 1 if mask is not None else 2
+    scalar = mtl.STCH(mu=1e-10, weights=1.0)(losses, mask)
+    scalar.backward()
+    assert scalar == losses[largest]
+    assert losses.grad.tolist() == [float(task == largest) for task in range(3)]

@@ -88,10 +88,8 @@ class Constant(Scalarizer):
         if shape is None and isinstance(weights, Mapping):
             shape = list(weights)
         super().__init__(shape)
-        self.priorities = weights
-        if self.shape is None:  # now it is known, and a number becomes a tensor
-            self.shape = tuple(torch.as_tensor(self.priorities).shape)
-            self.priorities = self.priorities
+        self.priorities = weights  # as a tensor
+        self.shape = tuple(torch.as_tensor(self.priorities).shape)
 
     def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         return fill_absent(self.priorities, 0.0, mask=mask)

@@ -74,10 +74,10 @@ class Hyperparameter:
             numbers = [number.item() for number in value.aminmax()] if value.numel() else []
         for number in numbers if isinstance(value, Tensor) else [value]:
             check(name, number)
-        if self.expand and shape is not None:
-            given = isinstance(value, Tensor)
-            value = value if given else torch.tensor(value, dtype=default_dtype(), device="cpu")
-            return value.expand(shape).clone()  # type: ignore[no-any-return]
+        if self.expand:
+            if not isinstance(value, Tensor):
+                value = torch.tensor(value, dtype=default_dtype(), device="cpu")
+            value = value.expand(value.shape if shape is None else shape).clone()
         return value  # type: ignore[no-any-return]
 
     def _without_names(self, value: Any, names: Sequence[str]) -> Any:

@@ -47,8 +47,11 @@ class Ranks:
         Raises:
             ValueError: another rank has losses to average.
         """
-        mask = self.average(like, torch.zeros_like(like, dtype=torch.bool))[1]
-        if self.group is not None and mask is not None and mask.any():
+        if self.group is None:
+            return
+        nothing = torch.zeros_like(like, dtype=torch.bool)
+        _, mask = all_reduce_losses(like, self.group, mask=nothing)
+        if mask is not None and mask.any():
             raise ValueError(
                 "`step` should follow equally many calls on every rank. Found a rank with another "
                 "call on losses: end the epoch of all ranks after as many batches."
