@@ -116,8 +116,8 @@ class Draw:
         if kind is FAMOState:
             return FAMOState(
                 logits=self.number(self.tasks),
-                exp_avg=0.1 * self.number(self.tasks),
-                exp_avg_sq=0.1 * self.positive(self.tasks),
+                first_moment=0.1 * self.number(self.tasks),
+                second_moment=0.1 * self.positive(self.tasks),
                 updates=self.integer(1, 5),
             )
         return ReLoBRaLoState(*(self.positive(self.tasks) for _ in range(3)))

@@ -159,7 +159,7 @@ _DWA = {
     "functional": partial(run, DWAModel),
     "keys": ("count", "epoch_weights", "last", "mean", "previous"),
 }
-_FAMO_KEYS = ("exp_avg", "exp_avg_sq", "logits", "previous_losses", "updates")
+_FAMO_KEYS = ("first_moment", "logits", "pending", "previous_losses", "second_moment", "updates")
 
 METHODS = [
     Method(
@@ -202,7 +202,7 @@ METHODS = [
         partial(run, FAMOModel),
         peer.FAMO,
         keys=_FAMO_KEYS,
-        rewritten=("previous_losses",),
+        rewritten=("pending", "previous_losses"),
         updates=True,
     ),
     Method(

@@ -104,6 +104,10 @@ class LazyDWAModel(DWAModel):
         self.meet(state["mean"])
         super().load(state)
 
+    def step(self) -> None:
+        if self.shape != (0,):
+            super().step()
+
     def meet(self, losses: Tensor) -> None:
         if self.shape == (0,):
             self.shape, self.dtype = losses.shape, losses.dtype
@@ -132,12 +136,13 @@ class FAMOModel(Model):
 
     def start(self) -> State:
         state = mtl.famo_init(self.shape, dtype=self.dtype)
-        return state._asdict() | {"previous_losses": torch.full_like(state.logits, torch.nan)}
+        zero = torch.zeros_like(state.logits)
+        return state._asdict() | {"previous_losses": zero, "pending": zero.bool()}
 
     def learn(self, losses: Tensor, mask: Tensor | None) -> None:
-        seen = fill_absent(losses, torch.nan, mask=mask)
-        seen = torch.where(seen.isfinite(), seen, torch.nan)
-        self.state["previous_losses"] = seen.to(self.dtype)
+        losses = fill_absent(losses, torch.nan, mask=mask).to(self.dtype)
+        self.state["pending"] = losses.isfinite()
+        self.state["previous_losses"] = torch.where(losses.isfinite(), losses, 0.0)
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         bound = self.state["logits"], self.min_losses
@@ -148,8 +153,10 @@ class FAMOModel(Model):
         return mtl.famo_weights(losses, *bound, eps=self.eps, mask=mask)
 
     def update(self, losses: Tensor, mask: Tensor | None) -> None:
-        *fields, previous = self.state.values()
+        *fields, previous, pending = self.state.values()
+        mask = pending if mask is None else pending & mask
         delta = mtl.famo_delta(previous, losses.to(self.dtype), self.min_losses, eps=self.eps)
         options = {"lr": self.lr, "weight_decay": self.weight_decay, "mask": mask}
         self.state |= mtl.famo_update(mtl.FAMOState(*fields), delta, **options)._asdict()
-        self.state["previous_losses"] = torch.full_like(previous, torch.nan)
+        self.state |= {"previous_losses": torch.zeros_like(previous)}
+        self.state |= {"pending": torch.zeros_like(pending)}

@@ -94,7 +94,7 @@ def famo_gradient(logits: Vector, delta: Vector) -> Vector:
     return shares * (delta - (shares * delta).sum())
 
 
-def adam_change(exp_avg: Vector, exp_avg_sq: Vector, updates: Vector) -> Vector:
+def adam_change(first_moment: Vector, second_moment: Vector, updates: Vector) -> Vector:
     """What Adam subtracts from a parameter at a learning rate of 1, after so many updates."""
-    mean, mean_sq = exp_avg / (1 - BETA1**updates), exp_avg_sq / (1 - BETA2**updates)
+    mean, mean_sq = first_moment / (1 - BETA1**updates), second_moment / (1 - BETA2**updates)
     return mean / (sqrt(mean_sq) + EPS)

@@ -62,8 +62,7 @@ class Training:
 
 
 def floating_state(scalarizer: Scalarizer) -> dict[str, Tensor]:
-    """Without FAMO's losses of the last call, which an update leaves nan."""
-    state = {k: v for k, v in scalarizer.state_dict().items() if k != "previous_losses"}
+    state = scalarizer.state_dict()
     return {name: value.clone() for name, value in state.items() if value.is_floating_point()}
 
 

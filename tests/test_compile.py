@@ -1,6 +1,7 @@
 """`torch.compile` and `torch.export`: equal to eager, and one graph for a whole training."""
 
 import copy
+import io
 import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
+import torch.utils._pytree as pytree
 from functions import DEVICES, ROWS, TASKS, Row, stack, value_and_gradients
 from methods import EPOCH, METHODS, Method, after, learn, seeded
 from torch import Tensor, nn
@@ -90,6 +92,18 @@ def any_number_of_tasks(row: Row, device: str) -> None:
     assert frames.counts() == {row.function.__name__: 1}
 
 
+def any_number_of_tasks_in_a_map(row: Row, device: str) -> None:
+    def mapped(inputs: dict[str, Any]) -> Any:
+        return torch.vmap(lambda tensors: row.function(**tensors))(inputs)
+
+    compiled = torch.compile(mapped, fullgraph=True, backend="aot_eager", dynamic=True)
+    for tasks in (2, 3, 5) if row.takes_tensors() else ():
+        inputs = pytree.tree_map_only(
+            Tensor, lambda leaf: leaf[None], row.inputs(tasks=tasks, device=device)
+        )
+        assert_equal(compiled(inputs), mapped(inputs))
+
+
 class ToExport(nn.Module):
     """A function, and what of its arguments is no tensor, as the module that export asks for."""
 
@@ -106,17 +120,55 @@ def exported_equals_eager(row: Row, device: str) -> None:
     inputs = [row.inputs(seed, device) for seed in range(3)]
     options = {} if row.takes_tensors() else inputs[0]
     tensors = [example if row.takes_tensors() else {} for example in inputs]
-    program = torch.export.export(ToExport(row.function, **options), (), tensors[0])
-    # Its own guards are not Python where one field's name begins another's: `exp_avg`,
-    # `exp_avg_sq` (torch 2.13, which replaces the names in the guards' text one by one).
-    exported = program.module(check_guards=False)
+    program, file = (
+        torch.export.export(ToExport(row.function, **options), (), tensors[0]),
+        io.BytesIO(),
+    )
+    torch.export.save(program, file)
+    file.seek(0)
+    exported = torch.export.load(file).module()
     for example in tensors:
         assert_equal(exported(**example), row.function(**example, **options))
 
 
+class OfSome(nn.Module):
+    """A function of the tasks that are chosen: how many is known when the program runs."""
+
+    def __init__(self, row: Row, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.row, self.options = row, options
+
+    def forward(self, chosen: Tensor, **inputs: Any) -> Any:
+        def choose(leaf: Any) -> Any:
+            return leaf[chosen] if leaf.shape else leaf
+
+        options = dict(self.options)
+        if "shape" in options:
+            options["shape"] = chosen[chosen].shape
+        return self.row.function(**pytree.tree_map_only(Tensor, choose, inputs), **options)
+
+
+def exported_for_any_number_of_tasks(row: Row, device: str) -> None:
+    inputs = row.inputs(device=device)
+    given, options = (inputs, {}) if row.takes_tensors() else ({}, inputs)
+    module = OfSome(row, options)
+    chosen = [torch.arange(TASKS, device=device) < most for most in (TASKS - 1, 1, TASKS)]
+    exported = torch.export.export(module, (chosen[0],), given).module()
+    for each in chosen:
+        assert_equal(exported(each, **given), module(each, **given))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    "check", [compiled_equals_eager, one_graph, any_number_of_tasks, exported_equals_eager]
+    "check",
+    [
+        compiled_equals_eager,
+        one_graph,
+        any_number_of_tasks,
+        any_number_of_tasks_in_a_map,
+        exported_equals_eager,
+        exported_for_any_number_of_tasks,
+    ],
 )
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_compiled_function(row: Row, check: Callable[[Row, str], None], device: str) -> None:

@@ -320,7 +320,6 @@ def test_a_broken_loss_on_one_rank_is_passed_over_by_all(
     expected = dict(alone(run))
     assert_equal_to_one_process(ranks.run(train, run, ranks=3), expected)
     assert not expected.pop("scalars").isfinite().all()
-    expected.pop("scalarizer.previous_losses", None)  # nan where there are none
     if not METHODS[method].keys:  # the weights are functions of the broken losses
         del expected["weights"]
     assert all(tensor.isfinite().all() for tensor in expected.values())

@@ -287,22 +287,19 @@ def test_famo(dtype: torch.dtype, data: st.DataObject) -> None:
 @every_dtype
 @given(data=st.data(), nearly=st.lists(st.floats(-1e-3, 1e-3), min_size=9, max_size=9))
 def test_famo_delta(dtype: torch.dtype, data: st.DataObject, nearly: list[float]) -> None:
-    """To the tolerance where a loss falls, if only in its last digits.
-
-    Where it rises 1/eps-fold, nothing is left of the fall: log1p(x) is only as exact as 1 + x.
-    """
+    """And its gradients: falls and rises from the last digits to the whole domain."""
     before, after, close = data.draw(alike(dtype, losses, losses, masks))
     if close is not None:
         change = torch.tensor(nearly[: before.numel()], dtype=dtype).reshape(before.shape)
         after = torch.where(close, before * (1 + change), after)
-    found = mtl.famo_delta(before, after)
-    before, after = exact(before), exact(after)
-    rises = (after + reference.EPS) / (before + reference.EPS)
-    eps = torch.finfo(dtype).eps
-    some_left = (rises * eps < 0.01).astype(bool)
-    expected = reference.famo_delta(before, after)[some_left]
-    sizes = abs(expected) + np.maximum(rises - 1, 0)[some_left] * 4 * eps / TOLERANCE[dtype]
-    assert error(found.flatten()[some_left], expected, sizes) <= TOLERANCE[dtype]
+    variables = before.requires_grad_(), after.requires_grad_()
+    found = mtl.famo_delta(*variables)
+    slopes = torch.autograd.grad(found.sum(), variables)
+    before, after = (exact(each.detach()) for each in variables)
+    expected = reference.famo_delta(before, after)
+    assert error(found.detach(), expected) <= TOLERANCE[dtype]
+    assert error(slopes[0], 1 / (before + reference.EPS)) <= TOLERANCE[dtype]
+    assert error(slopes[1], -1 / (after + reference.EPS)) <= TOLERANCE[dtype]
 
 
 @every_dtype
@@ -322,9 +319,9 @@ def test_famo_update(
     """
     small, falls = filled_with(numbers(5)), filled_with(numbers(5) | not_finite)
     kinds = logits, small, small, falls, masks
-    scores, exp_avg, root, delta, mask = data.draw(alike(dtype, *kinds))
+    scores, first_moment, root, delta, mask = data.draw(alike(dtype, *kinds))
     count = torch.full(scores.shape, updates)
-    state = mtl.FAMOState(scores, exp_avg, root**2, count)
+    state = mtl.FAMOState(scores, first_moment, root**2, count)
 
     new = mtl.famo_update(state, delta, lr=lr, weight_decay=weight_decay, mask=mask)
 
@@ -342,9 +339,9 @@ def test_famo_update(
     average_sq = average_sq + (1 - beta2) * gradient**2
     allowed = TOLERANCE[dtype]
     of_avg = abs(average) + (1 - beta1) * size
-    assert error(new.exp_avg[learned], average + (1 - beta1) * gradient, of_avg) <= allowed
+    assert error(new.first_moment[learned], average + (1 - beta1) * gradient, of_avg) <= allowed
     of_sq = old[2] * beta2 + (1 - beta2) * size**2
-    assert error(new.exp_avg_sq[learned], average_sq, of_sq) <= allowed
+    assert error(new.second_moment[learned], average_sq, of_sq) <= allowed
     change = lr * reference.adam_change(found[1], found[2], found[3])
     of_logits = abs(old[0]) + abs(change)
     assert error(new.logits[learned], old[0] - change, of_logits) <= allowed
@@ -398,6 +395,70 @@ def test_eps_is_added_to_the_losses(eps: float | Tensor) -> None:
         shifted = copy.deepcopy(module)
         shifted.eps = 0.0
         torch.testing.assert_close(module(losses), shifted(losses + eps), rtol=1e-14, atol=0)
+
+
+@every_dtype
+@given(distance=st.floats(1e-6, 1e-2), sign=st.sampled_from([-1, 1]))
+def test_a_logarithm_near_1_keeps_its_digits(
+    dtype: torch.dtype, distance: float, sign: int
+) -> None:
+    loss = torch.tensor(1 + sign * distance, dtype=dtype)
+    expected = reference.log(exact(loss))
+    assert error(mtl.log_sum(loss, eps=0.0), expected) <= TOLERANCE[dtype]
+    found = mtl.famo_combine(loss, torch.zeros_like(loss), eps=0.0)
+    assert error(found, expected * exact(loss)) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("temperature", [0.1, torch.tensor(2.0)])
+@pytest.mark.parametrize(
+    ("last", "previous"), [([1e10, 1.0], [1e-28, 1.0]), ([1.0, 1.0], [1e-20, 1.0])]
+)
+def test_a_task_that_rises_without_measure_takes_all(
+    last: list[float], previous: list[float], temperature: float | Tensor
+) -> None:
+    inputs = [torch.tensor(each, requires_grad=True) for each in (last, previous)]
+    if isinstance(temperature, Tensor):
+        inputs.append(temperature.clone().requires_grad_())
+    found = mtl.relobralo_weights(*inputs, *([] if len(inputs) > 2 else [temperature]))
+    assert found.tolist() == [2.0, 0.0]
+    for slope in torch.autograd.grad(found[0], inputs):
+        assert not slope.any()
+
+
+@pytest.mark.parametrize("first", [1.6e-38, 1e-45, 1e30])
+def test_relobralo_survives_any_first_loss(first: float) -> None:
+    scalarizer = mtl.ReLoBRaLo(2)
+    for batch in ([first, 1.0], [1.0, 1.0], [0.5, 1e-38], [1e30, 2.0]):
+        assert scalarizer(torch.tensor(batch)).isfinite()
+        torch.testing.assert_close(scalarizer.weights.sum(), torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("alpha", [0.999, 0.99999])
+def test_running_weights_do_not_drift(alpha: float) -> None:
+    """Rounding errors that add up over the steps would be 100 times as large."""
+    generator = torch.Generator().manual_seed(0)
+    states = [mtl.relobralo_init(3, dtype=dtype) for dtype in TOLERANCE]
+    for _ in range(2000):
+        batch = 0.5 + torch.rand(3, generator=generator)
+        states = [mtl.relobralo_update(state, batch, 0, alpha=alpha) for state in states]
+    found, expected = (state.running_weights.double() for state in states)
+    torch.testing.assert_close(found, expected, rtol=3e-6, atol=0)
+
+
+@pytest.mark.parametrize("size", [20.0, 100.0])
+def test_stch_keeps_the_digits_of_large_losses(size: float) -> None:
+    batch = size + torch.tensor([0.0, 0.01, 0.02, -0.01])
+    found = mtl.stch_weights(batch, mu=0.01)
+    expected = mtl.stch_weights(batch.double(), mu=0.01)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("function", [mtl.random_weights, mtl.famo_weights, mtl.dwa_weights])
+def test_the_weights_of_ten_million_tasks_sum_to_1(function: Callable[..., Tensor]) -> None:
+    batch = 0.5 + torch.rand(10**7, generator=torch.Generator().manual_seed(0))
+    rest = [] if function is mtl.random_weights else [torch.ones_like(batch)]
+    total = function(batch, *rest).double().sum() / (10**7 if function is mtl.dwa_weights else 1)
+    assert abs(total - 1) < 1e-6
 
 
 @pytest.mark.parametrize("mask", [None, torch.tensor([True, True, False])], ids=["", "masked"])

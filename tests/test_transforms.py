@@ -1,12 +1,22 @@
 """Every public function under every transform of `torch.func`: rows, columns, devices."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from functions import DEVICES, ROLES, ROWS, Row, flat, stack, synchronization_forbidden
+from functions import (
+    DEVICES,
+    ROLES,
+    ROWS,
+    Row,
+    flat,
+    stack,
+    synchronization_forbidden,
+    value_and_gradients,
+)
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
@@ -202,6 +212,30 @@ def test_autograds_own_check(row: Row, column: str, device: str) -> None:
     # differences are others: `test_derivative` holds it against a constant c.
     fails = row.function is famo_combine
     assert checked(row, column, device, raise_exception=not fails) is not fails
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e300, -1e300, 0.0])
+@pytest.mark.parametrize("row", [row for row in WITH_TENSORS if row.masked], ids=str)
+def test_nothing_sees_an_absent_task(row: Row, value: float) -> None:
+    """Whatever stands in its place, in any argument; and no gradient flows to it."""
+    inputs, leaves = row.inputs(), []
+    for absent in (2.0, value):
+
+        def spoiled(leaf: Tensor, absent: float = absent) -> Tensor:
+            of_tasks = leaf.is_floating_point() and leaf.ndim
+            return leaf.masked_fill(~inputs["mask"], absent) if of_tasks else leaf
+
+        given = pytree.tree_map_only(Tensor, spoiled, inputs)
+        if not math.isfinite(value):  # as no state is
+            given |= {"state": inputs["state"]} if "state" in inputs else {}
+        leaves.append(pytree.tree_leaves(value_and_gradients(row.function, given)))
+    for before, after in zip(*leaves, strict=True):
+        if after.ndim:
+            # An absent entry of a state is kept, with the gradient of what is kept.
+            kept = after[~inputs["mask"]]
+            assert "state" in inputs or not kept.any()
+            before, after = before[inputs["mask"]], after[inputs["mask"]]
+        assert torch.equal(before, after)
 
 
 @every_device

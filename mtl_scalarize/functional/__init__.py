@@ -5,6 +5,7 @@ What holds for all of them is not repeated in each:
 - ``mask`` is a boolean tensor of the shape S of the losses, True where the task is present. An
   absent task contributes nothing to the scalar or to any gradient, even where its loss is nan, and
   its state stays bit-identical. None: all tasks are present.
+- The shape S has at least one entry, and otherwise any number of dimensions, none included.
 - A tensor that is not floating-point is a ``TypeError``. A tensor or a mask of another shape than S
   is a ``ValueError``, and so is a mask that is not boolean.
 """

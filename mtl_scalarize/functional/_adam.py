@@ -14,8 +14,8 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 def adam_step(
     param: Tensor,
     grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
+    first_moment: Tensor,
+    second_moment: Tensor,
     updates: Tensor,
     *,
     lr: float | Tensor,
@@ -27,11 +27,11 @@ def adam_step(
     correction of a first step.
 
     Returns:
-        The new ``param``, ``exp_avg``, ``exp_avg_sq`` and ``updates``.
+        The new ``param``, ``first_moment``, ``second_moment`` and ``updates``.
     """
     grad = grad + scalar_in(param.dtype, weight_decay) * param
-    exp_avg = torch.lerp(exp_avg, grad, 1 - BETA1)
-    exp_avg_sq = torch.lerp(exp_avg_sq, grad * grad, 1 - BETA2)
+    first_moment = torch.lerp(first_moment, grad, 1 - BETA1)
+    second_moment = torch.lerp(second_moment, grad * grad, 1 - BETA2)
     updates = updates + 1
     # 1 - beta**t by expm1: in float32 the difference itself would keep four digits at t = 1.
     time = updates.to(param.dtype)
@@ -39,6 +39,6 @@ def adam_step(
     correction_sq = -torch.expm1(math.log(BETA2) * time)
     # A square root has no derivative at 0. This floor, far below EPS**2, keeps it positive.
     floor = (1e-3 * EPS * torch.finfo(param.dtype).eps) ** 2
-    root = (exp_avg_sq / correction_sq).clamp(min=floor).sqrt()
-    param = param - scalar_in(param.dtype, lr) * (exp_avg / correction) / (root + EPS)
-    return param, exp_avg, exp_avg_sq, updates
+    root = (second_moment / correction_sq).clamp(min=floor).sqrt()
+    param = param - scalar_in(param.dtype, lr) * (first_moment / correction) / (root + EPS)
+    return param, first_moment, second_moment, updates

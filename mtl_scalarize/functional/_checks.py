@@ -61,7 +61,9 @@ def _explain(mask: object, tensors: Mapping[str, Tensor]) -> NoReturn:
     if not isinstance(mask, Tensor):
         raise TypeError(f"{expected} Found a {type(mask).__name__}.")
     if mask.dtype != torch.bool:
-        raise ValueError(f"{expected} Found `mask.dtype = {mask.dtype}`.")
+        several = mask.is_floating_point()  # perhaps `scalarizer(a, b)`
+        advice = ": pass all losses as one tensor, `torch.stack(losses)`" if several else ""
+        raise ValueError(f"{expected} Found `mask.dtype = {mask.dtype}`{advice}.")
     raise _shape_error("mask", mask, shape, owner)
 
 
@@ -72,10 +74,18 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int] | None, owner: s
 
 
 def _shape_error(name: str, tensor: Tensor, shape: Sequence[int], owner: str) -> ValueError:
+    single = name == "losses" and tensor.ndim == 0
+    advice = ", a single loss, which balances nothing: pass `torch.stack(losses)`" if single else ""
     return ValueError(
         f"`{name}` should have shape {tuple(shape)}, the shape of `{owner}`. "
-        f"Found `{name}.shape = {tuple(tensor.shape)}`."
+        f"Found `{name}.shape = {tuple(tensor.shape)}`{advice}."
     )
+
+
+def check_device(name: str, tensor: Tensor, device: torch.device, advice: str) -> None:
+    """Check that ``tensor`` is on ``device``."""
+    if tensor.device != device:
+        raise ValueError(f"`{name}` should be on {device}. Found {tensor.device}: {advice}.")
 
 
 def check_scalar(name: str, value: float | Tensor) -> None:
@@ -135,10 +145,14 @@ def as_shape(shape: object) -> tuple[int, ...]:
         if isinstance(shape, (str, bool)):
             raise TypeError
         # A compiler's symbolic size is an int, and `index` would make a number of it.
-        sizes = tuple(size if isinstance(size, int) else operator.index(size) for size in sizes)
+        symbolic = (int, torch.SymInt)
+        sizes = tuple(
+            size if isinstance(size, symbolic) else operator.index(size) for size in sizes
+        )
     except TypeError:
+        advice = ": pass a list of names" if isinstance(shape, str) else ""
         raise TypeError(
-            f"`shape` should be an int or a sequence of ints. Found `shape = {shape!r}`."
+            f"`shape` should be an int or a sequence of ints. Found `shape = {shape!r}`{advice}."
         ) from None
     if any(size < 0 for size in sizes):
         raise ValueError(f"`shape` should have no negative entry. Found `shape = {shape!r}`.")

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ._precision import scalar_in
+
 
 def fill_absent(tensor: Tensor, value: float, *, mask: Tensor | None) -> Tensor:
     """``tensor`` with ``value`` where ``mask`` is False; no gradient flows to those entries.
@@ -48,21 +50,18 @@ def finite_and_present(losses: Tensor, *, mask: Tensor | None = None) -> tuple[T
 
 
 def count_present(losses: Tensor, *, mask: Tensor | None) -> int | Tensor:
-    """Number of present tasks, at least 1, to divide by."""
+    """Number of present tasks, at least 1 if there is a mask, to divide a tensor of shape S by.
+
+    Under a compiled ``vmap`` over another number of tasks, neither a mean nor the division of a 0-d
+    tensor works.
+    """
     if mask is None:
-        return max(losses.numel(), 1)
+        return losses.numel()
     return mask.sum().clamp(min=1).to(losses.dtype)
 
 
-def mean_present(tensor: Tensor, *, mask: Tensor | None) -> Tensor:
-    """Mean over the present tasks of a tensor that is 0 for the others."""
-    return tensor.mean() if mask is None else tensor.sum() / count_present(tensor, mask=mask)
-
-
-def zero_if_none(scalar: Tensor, losses: Tensor, *, mask: Tensor | None) -> Tensor:
+def zero_if_none(scalar: Tensor, *, mask: Tensor | None) -> Tensor:
     """``scalar``, and 0 if no task is present."""
-    if losses.numel() == 0:
-        return losses.sum()
     return scalar if mask is None else fill_absent(scalar, 0.0, mask=mask.any())
 
 
@@ -74,21 +73,29 @@ def softmax(logits: Tensor, *, mask: Tensor | None) -> Tensor:
     """
     if mask is not None:
         logits = fill_absent(logits, torch.finfo(logits.dtype).min, mask=mask)
-    if logits.ndim <= 1:
-        return torch.softmax(logits, 0)
-    return torch.softmax(logits.flatten(), 0).reshape(logits.shape)
+    shares = torch.softmax(logits.flatten(), 0).reshape(logits.shape)
+    return shares / shares.sum()  # torch's own sum loses four digits over 10 million entries
 
 
 def largest(tensor: Tensor, *, mask: Tensor | None) -> Tensor:
-    """Largest entry where ``mask`` is True, detached; 0 for an empty tensor.
+    """Largest entry where ``mask`` is True, detached."""
+    return fill_absent(tensor.detach(), torch.finfo(tensor.dtype).min, mask=mask).max()
 
-    Subtracted before the division by a small number, it keeps exponents from overflowing.
+
+def exponents(tensor: Tensor, largest: Tensor, temperature: float | Tensor) -> Tensor:
+    r""":math:`(x - x_{\max}) / T`, which no small :math:`T` makes infinite.
+
+    The exponential of what the clamp raises is 0 in every dtype.
     """
-    tensor = fill_absent(tensor.detach(), torch.finfo(tensor.dtype).min, mask=mask)
-    return tensor.max() if tensor.numel() else tensor.sum()
+    temperature = scalar_in(tensor.dtype, temperature)
+    return (tensor - largest).clamp(min=-1e4 * temperature) / temperature
 
 
-def logsumexp(logits: Tensor, *, mask: Tensor | None) -> Tensor:
-    """Logarithm of the sum of the exponentials of all entries where ``mask`` is True."""
-    logits = fill_absent(logits, torch.finfo(logits.dtype).min, mask=mask)
-    return torch.logsumexp(logits.flatten(), 0)
+def logsumexp(exponents: Tensor, *, mask: Tensor | None) -> Tensor:
+    """Logarithm of the sum of the exponentials where ``mask`` is True; 0 if that is nowhere.
+
+    The largest exponent is 0, so that the sum is at least 1. `torch.logsumexp` exports no
+    data-dependent number of tasks.
+    """
+    exponents = fill_absent(exponents, torch.finfo(exponents.dtype).min, mask=mask)
+    return exponents.exp().sum().clamp(min=1.0).log()

@@ -36,7 +36,7 @@ def constant_combine(
         return fill_absent(losses, 0.0, mask=mask).sum()
     check_tensors(mask, weights=weights, losses=losses)
     losses, weights = in_common_dtype(losses, weights)
-    return (weights * fill_absent(losses, 0.0, mask=mask)).sum()
+    return (fill_absent(weights, 0.0, mask=mask) * fill_absent(losses, 0.0, mask=mask)).sum()
 
 
 def sum_weights(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from ._checks import as_shape, check_positive, check_tensors
-from ._precision import at_least_float32, in_common_dtype, scalar_in
-from ._presence import fill_absent, finite_and_present, softmax
+from ._precision import at_least_float32, in_common_dtype
+from ._presence import exponents, fill_absent, finite_and_present, largest, softmax
+from ._saving import saveable
 from .constant import constant_combine
 
 
+@saveable
 class DWAState(NamedTuple):
     """The epoch averages of DWA and the weights they lead to; every field has shape S.
 
@@ -133,22 +135,29 @@ def dwa_step(state: DWAState, temperature: float | Tensor = 2.0) -> DWAState:
     )
 
 
-def dwa_weights(last: Tensor, previous: Tensor, temperature: float | Tensor = 2.0) -> Tensor:
+def dwa_weights(
+    last: Tensor,
+    previous: Tensor,
+    temperature: float | Tensor = 2.0,
+    *,
+    mask: Tensor | None = None,
+) -> Tensor:
     r"""The task weights of DWA, from the mean losses of the last two epochs.
 
     .. math::
         \lambda_i = m \, \frac{e^{r_i / T}}{\sum_j e^{r_j / T}},
         \qquad r_i = \frac{L_i(t-1)}{L_i(t-2)}
 
-    The softmax runs over the :math:`m` tasks that have a finite rate :math:`r_i`. The others get
-    weight 1, so that the weights of K tasks always sum to K. A task has no finite rate if
-    :math:`L_i(t-2) = 0`, as in its first two epochs.
+    The softmax runs over the :math:`m` present tasks that have a finite rate :math:`r_i`. The other
+    present tasks get weight 1, so that the weights of K tasks always sum to K. A task has no finite
+    rate if :math:`L_i(t-2) = 0`, as in its first two epochs.
 
     Args:
         last: the mean losses :math:`L(t-1)`, of any shape S.
         previous: the mean losses :math:`L(t-2)`, of shape S.
         temperature: :math:`T > 0`, a number or a 0-d tensor; the larger, the more uniform the
             weights. The paper uses 2.
+        mask: True where the task is present. Absent tasks get 0.
 
     Returns:
         The weights, of shape S, in the dtype of ``last`` and ``previous``, at least float32. Their
@@ -165,13 +174,18 @@ def dwa_weights(last: Tensor, previous: Tensor, temperature: float | Tensor = 2.
         >>> dwa_weights(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 1.0]))
         tensor([0.8756, 1.1244])
     """
-    check_tensors(None, last=last, previous=previous)
+    check_tensors(mask, last=last, previous=previous)
     check_positive("temperature", temperature)
     last, previous = in_common_dtype(last, previous)
-    has_rate = torch.isfinite(last / previous)
-    rates = last / fill_absent(previous, 1.0, mask=has_rate)
-    shares = softmax(rates / scalar_in(rates.dtype, temperature), mask=has_rate)
-    return fill_absent(has_rate.sum() * shares, 1.0, mask=has_rate)
+    rates = last / previous
+    has_rate = torch.isfinite(rates) if mask is None else torch.isfinite(rates) & mask
+    # A rate whose derivative overflows leaves the softmax saturated: it is held constant.
+    moving = torch.isfinite(rates / previous)
+    previous = torch.where(moving, previous, previous.detach())
+    rates = fill_absent(last, 0.0, mask=has_rate) / fill_absent(previous, 1.0, mask=has_rate)
+    top = largest(rates, mask=has_rate)
+    shares = softmax(exponents(rates, top, temperature), mask=has_rate)
+    return fill_absent(fill_absent(has_rate.sum() * shares, 1.0, mask=has_rate), 0.0, mask=mask)
 
 
 def dwa_combine(losses: Tensor, state: DWAState, *, mask: Tensor | None = None) -> Tensor:

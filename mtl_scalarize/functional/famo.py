@@ -11,8 +11,10 @@ from ._bounds import EPS, above_bound
 from ._checks import as_shape, check_scalar, check_scalar_or_shape, check_tensors
 from ._precision import at_least_float32, in_common_dtype
 from ._presence import fill_absent, finite_and_present, softmax
+from ._saving import saveable
 
 
+@saveable
 class FAMOState(NamedTuple):
     """The task logits of FAMO and their Adam moments; every field has shape S.
 
@@ -20,15 +22,15 @@ class FAMOState(NamedTuple):
 
     Example:
         >>> famo_init(2)._asdict().keys()
-        dict_keys(['logits', 'exp_avg', 'exp_avg_sq', 'updates'])
+        dict_keys(['logits', 'first_moment', 'second_moment', 'updates'])
     """
 
     #: The logits w; softmax(w) is the share of each task.
     logits: Tensor
     #: Adam's running average of the gradient.
-    exp_avg: Tensor
+    first_moment: Tensor
     #: Adam's running average of the squared gradient.
-    exp_avg_sq: Tensor
+    second_moment: Tensor
     #: Number of updates of each task, int64.
     updates: Tensor
 
@@ -60,8 +62,8 @@ def famo_init(
     logits = torch.zeros(as_shape(shape), dtype=at_least_float32(dtype), device=device)
     return FAMOState(
         logits=logits,
-        exp_avg=logits.clone(),
-        exp_avg_sq=logits.clone(),
+        first_moment=logits.clone(),
+        second_moment=logits.clone(),
         updates=torch.zeros_like(logits, dtype=torch.int64),
     )
 
@@ -120,10 +122,12 @@ def famo_combine(
 
     .. math::
         c \sum_i z_i \log d_i, \qquad d = \ell - b + \epsilon, \qquad
-        z = \mathrm{softmax}(w), \qquad c = \sum_i p_i d_i
+        z = \mathrm{softmax}(w), \qquad c = \Big( \sum_i \frac{z_i}{d_i} \Big)^{-1}
 
-    with the weights :math:`p` of :func:`famo_weights`. The factor :math:`c` is held constant in the
-    backward pass, so that the derivative in the losses is :math:`p`.
+    The factor :math:`c` is held constant in the backward pass, so that the derivative in the losses
+    is :math:`p` of :func:`famo_weights`. To differentiate that derivative again, in the logits or
+    in a step of the model, use :func:`famo_weights`: the second derivatives of this function lack
+    those of :math:`c`, and are wrong without any sign of it.
 
     Args:
         losses: the losses :math:`\ell`, of any shape S, none below ``min_losses``.
@@ -148,10 +152,9 @@ def famo_combine(
         tensor([0.7500, 0.2500])
     """
     above, logits = _above_bound(losses, logits, min_losses, eps, mask)
-    logs = above.log()
-    weights = softmax((logits - logs).detach(), mask=mask)
-    factor = (weights * above.detach()).sum()
-    return factor * (softmax(logits, mask=mask) * logs).sum()
+    shares = softmax(logits, mask=mask)
+    factor = 1 / (shares / above).detach().sum()
+    return factor * (shares * above.log()).sum()
 
 
 def famo_delta(
@@ -165,12 +168,11 @@ def famo_delta(
 
     .. math::
         \delta = \log d^{\text{before}} - \log d^{\text{after}}
-        = \mathrm{log1p}\left(
-            \frac{\ell^{\text{before}} - \ell^{\text{after}}}{d^{\text{after}}} \right),
+        = 2 \, \mathrm{asinh} \left( \frac{\ell^{\text{before}} - \ell^{\text{after}}}
+            {2 \sqrt{d^{\text{before}} d^{\text{after}}}} \right),
         \qquad d = \ell - b + \epsilon
 
-    The second form keeps the digits of a small change. A loss that rises by more than the number of
-    digits of its dtype, 10 million fold in float32, has no finite :math:`\delta`.
+    The second form keeps the digits of a small change and of a large one.
 
     Args:
         before: the losses before the update, of any shape S.
@@ -191,9 +193,8 @@ def famo_delta(
     check_scalar_or_shape("min_losses", min_losses, after.shape, "before")
     check_scalar("eps", eps)
     before, after = in_common_dtype(before, after)
-    # The root is nan below the bound, where two wrong signs would cancel.
-    root = above_bound(after, min_losses, eps).sqrt()
-    return torch.log1p((before - after) / root / root)
+    roots = [above_bound(losses, min_losses, eps).sqrt() for losses in (before, after)]
+    return 2 * torch.asinh((before - after) / (2 * roots[0] * roots[1]))
 
 
 def famo_update(
@@ -237,8 +238,8 @@ def famo_update(
     new = adam_step(
         state.logits,
         grad,
-        state.exp_avg,
-        state.exp_avg_sq,
+        state.first_moment,
+        state.second_moment,
         state.updates,
         lr=lr,
         weight_decay=weight_decay,

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ._checks import check_tensors
 from ._precision import in_common_dtype
-from ._presence import count_present, fill_absent, mean_present, zero_if_none
+from ._presence import count_present, fill_absent, zero_if_none
 
 
 def geometric_mean(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -37,7 +37,7 @@ def geometric_mean(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:
     check_tensors(mask, losses=losses)
     (losses,) = in_common_dtype(losses)
     logs = fill_absent(losses, 1.0, mask=mask).log()
-    return zero_if_none(mean_present(logs, mask=mask).exp(), losses, mask=mask)
+    return zero_if_none((logs / count_present(logs, mask=mask)).sum().exp(), mask=mask)
 
 
 def geometric_mean_weights(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -60,6 +60,5 @@ def geometric_mean_weights(losses: Tensor, *, mask: Tensor | None = None) -> Ten
         >>> geometric_mean_weights(torch.tensor([4.0, 1.0]))
         tensor([0.2500, 1.0000])
     """
-    share = geometric_mean(losses, mask=mask) / count_present(losses, mask=mask)
-    (losses,) = in_common_dtype(losses)
-    return fill_absent(share / fill_absent(losses, 1.0, mask=mask), 0.0, mask=mask)
+    rates = geometric_mean(losses, mask=mask) / fill_absent(losses, 1.0, mask=mask)
+    return fill_absent(rates / count_present(rates, mask=mask), 0.0, mask=mask)

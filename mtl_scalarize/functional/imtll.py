@@ -70,4 +70,5 @@ def imtll_weights(log_scale: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """
     check_tensors(mask, log_scale=log_scale)
     (log_scale,) = in_common_dtype(log_scale)
+    log_scale = fill_absent(log_scale, 0.0, mask=mask)
     return fill_absent(torch.exp(log_scale), 0.0, mask=mask)

@@ -49,7 +49,7 @@ def log_sum(
         >>> log_sum(torch.tensor([4.0, 1.0]))
         tensor(1.3863)
     """
-    return 2 * _roots(losses, min_losses, eps, mask).log().sum()
+    return _above_bound(losses, min_losses, eps, mask).log().sum()
 
 
 def log_sum_weights(
@@ -79,16 +79,15 @@ def log_sum_weights(
         >>> log_sum_weights(torch.tensor([4.0, 1.0]))
         tensor([0.2500, 1.0000])
     """
-    roots = _roots(losses, min_losses, eps, mask)
-    return fill_absent(1 / roots / roots, 0.0, mask=mask)
+    return fill_absent(1 / _above_bound(losses, min_losses, eps, mask), 0.0, mask=mask)
 
 
-def _roots(
+def _above_bound(
     losses: Tensor, min_losses: float | Tensor, eps: float | Tensor, mask: Tensor | None
 ) -> Tensor:
-    """Square roots of the distances to the bounds: nan below a bound, where 1/d is a number."""
+    """How far the losses are above their bounds."""
     check_tensors(mask, losses=losses)
     check_scalar_or_shape("min_losses", min_losses, losses.shape, "losses")
     check_scalar("eps", eps)
     (losses,) = in_common_dtype(losses)
-    return above_bound(losses, min_losses, eps, mask=mask).sqrt()
+    return above_bound(losses, min_losses, eps, mask=mask)

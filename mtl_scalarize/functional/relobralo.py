@@ -8,10 +8,12 @@ from torch import Tensor
 
 from ._checks import as_shape, check_tensors, check_unit_interval
 from ._precision import at_least_float32, scalar_in
-from ._presence import fill_absent, finite_and_present
+from ._presence import finite_and_present
+from ._saving import saveable
 from .dwa import dwa_weights
 
 
+@saveable
 class ReLoBRaLoState(NamedTuple):
     """The weights of ReLoBRaLo and the losses that it compares with; every field has shape S.
 
@@ -95,8 +97,7 @@ def relobralo_weights(
         tensor([0.7551, 1.2449])
     """
     check_tensors(mask, losses=losses, earlier=earlier)
-    losses, earlier = (fill_absent(each, 0.0, mask=mask) for each in (losses, earlier))
-    return fill_absent(dwa_weights(losses, earlier, temperature), 0.0, mask=mask)
+    return dwa_weights(losses, earlier, temperature, mask=mask)
 
 
 def relobralo_update(
@@ -156,8 +157,8 @@ def relobralo_update(
     alpha, rho = scalar_in(dtype, alpha), 1 - scalar_in(dtype, lookback)
     since_first = relobralo_weights(losses, state.first, temperature, mask=where)
     since_last = relobralo_weights(losses, state.last, temperature, mask=where)
-    weights = (
-        alpha * (rho * state.running_weights + (1 - rho) * since_first) + (1 - alpha) * since_last
-    )
+    # `lerp`, because the rounding of a sum of products adds up over the steps.
+    looked_back = torch.lerp(since_first, state.running_weights, rho)
+    weights = torch.lerp(since_last, looked_back, alpha)
     new = weights, torch.where(state.first == 0, losses, state.first), losses
     return ReLoBRaLoState(*(torch.where(where, *pair) for pair in zip(new, state, strict=True)))

@@ -4,7 +4,15 @@ from torch import Tensor
 
 from ._checks import check_positive, check_scalar_or_shape, check_tensors
 from ._precision import in_common_dtype, plus, scalar_in
-from ._presence import count_present, fill_absent, largest, logsumexp, softmax, zero_if_none
+from ._presence import (
+    count_present,
+    exponents,
+    fill_absent,
+    largest,
+    logsumexp,
+    softmax,
+    zero_if_none,
+)
 
 
 def stch(
@@ -51,9 +59,8 @@ def stch(
     """
     distances, _ = _distances(losses, mu, weights, reference, mask)
     top = largest(distances, mask=mask)
-    mu = scalar_in(distances.dtype, mu)
-    smooth = top + mu * logsumexp((distances - top) / mu, mask=mask)
-    return zero_if_none(smooth, distances, mask=mask)
+    smooth = logsumexp(exponents(distances, top, mu), mask=mask)
+    return zero_if_none(top + scalar_in(distances.dtype, mu) * smooth, mask=mask)
 
 
 def stch_weights(
@@ -89,8 +96,9 @@ def stch_weights(
         tensor([0.4088, 0.0912])
     """
     distances, preference = _distances(losses, mu, weights, reference, mask)
-    exponents = (distances - largest(distances, mask=mask)) / scalar_in(distances.dtype, mu)
-    return fill_absent(preference * softmax(exponents, mask=mask), 0.0, mask=mask)
+    top = largest(distances, mask=mask)
+    shares = softmax(exponents(distances, top, mu), mask=mask)
+    return fill_absent(preference * shares, 0.0, mask=mask)
 
 
 def _distances(
@@ -110,6 +118,8 @@ def _distances(
     preference: float | Tensor
     if weights is None:
         preference = 1 / count_present(losses, mask=mask)
+    elif given:
+        preference = fill_absent(given[0], 0.0, mask=mask)
     else:
-        preference = given[0] if given else scalar_in(losses.dtype, weights)
+        preference = scalar_in(losses.dtype, weights)
     return preference * fill_absent(plus(losses, -reference), 0.0, mask=mask), preference

@@ -72,4 +72,5 @@ def uw_weights(log_var: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """
     check_tensors(mask, log_var=log_var)
     (log_var,) = in_common_dtype(log_var)
+    log_var = fill_absent(log_var, 0.0, mask=mask)
     return fill_absent(torch.exp(-log_var) / 2, 0.0, mask=mask)

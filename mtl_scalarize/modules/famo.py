@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..functional import fill_absent
+from ..functional import finite_and_present
 from ..functional._checks import check_scalar
 from ..functional.famo import famo_combine, famo_delta, famo_init, famo_update, famo_weights
 from .hyperparameters import Hyperparameter, Value
@@ -71,7 +71,8 @@ class FAMO(Stateful):
     weight_decay = Hyperparameter(1e-3, check_scalar)
     eps = Hyperparameter(1e-8, check_scalar)
 
-    previous_losses: Tensor  # of the last training call; nan where there are none
+    previous_losses: Tensor  # of the last training call
+    pending: Tensor  # True where no update has used them yet
 
     def __init__(
         self,
@@ -83,15 +84,18 @@ class FAMO(Stateful):
         eps: float | Tensor = 1e-8,
     ) -> None:
         super().__init__(shape, optional=False)
-        self.register_buffer("previous_losses", torch.full_like(self.state.logits, torch.nan))
+        self.register_buffer("previous_losses", torch.zeros_like(self.state.logits))
+        self.register_buffer("pending", torch.zeros_like(self.state.logits, dtype=torch.bool))
         self.min_losses, self.lr, self.weight_decay, self.eps = min_losses, lr, weight_decay, eps
 
     def initial_state(self, shape: tuple[int, ...]) -> NamedTuple:
         return famo_init(shape)
 
     def learn(self, losses: Tensor, mask: Tensor | None) -> None:
-        finite = torch.nan_to_num(losses, nan=torch.nan, posinf=torch.nan, neginf=torch.nan)
-        self.previous_losses.copy_(fill_absent(finite, torch.nan, mask=mask))
+        losses = losses.to(self.previous_losses.dtype)
+        pending, finite = finite_and_present(losses, mask=mask)
+        self.previous_losses.copy_(finite)
+        self.pending.copy_(pending)
         self._cautions.count_call()
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
@@ -106,12 +110,16 @@ class FAMO(Stateful):
         before = self.previous_losses
         # In the dtype of the losses before: or the difference would be one of rounding.
         delta = famo_delta(before, losses.to(before.dtype), self.min_losses, eps=self.eps)
+        mask = self.pending if mask is None else self.pending & mask
         options = {"lr": self.lr, "weight_decay": self.weight_decay, "mask": mask}
         self.state = famo_update(self.state, delta, **options)
-        before.fill_(torch.nan)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.previous_losses.zero_()
+        self.pending.zero_()
         self._cautions.calls = 0
 
     def reset(self) -> None:
         super().reset()
-        self.previous_losses.fill_(torch.nan)
-        self._cautions.calls = 0
+        self._forget()
