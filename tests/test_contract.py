@@ -242,14 +242,6 @@ def test_a_resumed_run_is_bit_identical(method: Method) -> None:
     assert_same(run_on(resumed), run_on(original))
 
 
-@pytest.mark.parametrize("shape", [0, (2, 0)], ids=str)
-def test_no_tasks_are_worth_nothing(method: Method, shape: int | tuple[int, ...]) -> None:
-    losses = torch.ones(shape, requires_grad=True)
-    scalar, weights = learn(method.make(shape), 0, (losses, None))
-    assert scalar == 0
-    assert weights.shape == losses.shape
-
-
 def test_a_shape_may_be_of_any_integers(method: Method) -> None:
     for shape in (np.int64(3), [np.int32(3)]):
         assert method.make(shape)(torch.ones(3)).shape == ()

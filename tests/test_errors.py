@@ -47,8 +47,22 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: UW(True), TypeError, "`shape` ... an int or a sequence of ints. Found ... True"),
     (lambda: IMTLL(None), TypeError, "`shape` ... an int or a sequence of ints. Found ... None"),
     (lambda: dwa_init((2.5,)), TypeError, "`shape` ... an int or a sequence of ints"),
+    (lambda: UW("depth"), TypeError, "`shape` ... Found `shape = 'depth'`: pass a list of names"),
     (lambda: DWA(shape=[2, -3]), ValueError, "`shape` ... no negative entry. Found ... [2, -3]"),
     (lambda: famo_init(-3), ValueError, "`shape` ... no negative entry. Found `shape = -3`"),
+    (lambda: FAMO((2, 0)), ValueError, "`shape` ... at least one task. Found `shape = (2, 0)`"),
+    (lambda: UW([]), ValueError, "`shape` ... at least one task. Found `shape = []`"),
+    (lambda: LogSum(["a", "b"]), TypeError, "`min_losses` ... numbers... ['a', 'b']: ... `shape`"),
+    (lambda: DWA("a"), TypeError, "`temperature` ... numbers. Found 'a': ... as `shape`"),
+    (lambda: LogSum([L[0].requires_grad_()]), ValueError, "`min_losses` ... no gradient"),
+    (lambda: LogSum()(L[0], L[1]), ValueError, "`mask` ... all losses ... `torch.stack(losses)`"),
+    (lambda: UW(3)(L.sum()), ValueError, "`losses` ... (3,)... a single loss... balances nothing"),
+    (lambda: UW(3)(L.to("meta")), ValueError, "`losses` ... on cpu. Found meta: ... .to(losses.d"),
+    (
+        lambda: NAMED({"a": L[0], "b": L[1].to("meta")}),
+        ValueError,
+        "`losses['b']` should be on cpu. Found meta",
+    ),
     (lambda: UW({"a": L}.keys()), ValueError, "`shape` ... a list or tuple"),
     (lambda: UW(["a", 1]), ValueError, "`shape` ... of different names... Found ... 1]"),
     (lambda: UW(["a", "b", "a"]), ValueError, "`shape` ... different names... 'b', 'a']"),
@@ -69,14 +83,16 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: UW(3).weights, AttributeError, "`weights` of UW(shape=(3,)): it was not called"),
     (lambda: UW(3).loss, AttributeError, "no attribute 'loss'"),
     (lambda: UW(3).task_weights(), ValueError, "`task_weights` ... without names"),
-    (lambda: UW(3)({"a": L[0]}), TypeError, "`losses` ... a tensor... no names. Found a mapping"),
+    (lambda: UW(3)({"a": L[0]}), TypeError, "`losses` ... no names. Found a mapping...=['a']`"),
     (
         lambda: Mean()([L[0], L[0]]),
         TypeError,
         "`losses` ... Found a list: use `torch.stack(losses)",
     ),
-    (lambda: NAMED({"c": L[0]}), ValueError, "`losses` should be of 'a', 'b'. Found 'c'"),
-    (lambda: NAMED({"b": L}), ValueError, "`losses['b']` should be a 0-d tensor. Found tensor([1"),
+    (lambda: NAMED({"c": L[0]}), ValueError, "`losses` ... of the tasks 'a', 'b'. Found 'c'"),
+    (lambda: NAMED({"b": L}), ValueError, "`losses['b']` ... a 0-d tensor... take its mean"),
+    (lambda: NAMED({"b": L[:1]}), ValueError, "`losses['b']` ... a 0-d tensor... squeeze it"),
+    (lambda: NAMED({"b": None}), TypeError, "`losses['b']` ... None: leave an absent task out"),
     (lambda: NAMED({"b": 1.0}), TypeError, "`losses['b']` ... a floating-point tensor... a float"),
     (lambda: NAMED({}), ValueError, "`losses` ... 'a', 'b'... a tensor and a mask that is False"),
     (lambda: NAMED({"a": L[0]}, L[:1] > 0), ValueError, "`mask` ... (2,)... `mask.shape = (1,)`"),
@@ -113,21 +129,26 @@ Wrong = list[tuple[Any, type[Exception], str]]
 #: What may take the place of a tensor of the right shape, whose size is (TASKS,).
 WRONG_TENSORS: Wrong = [
     *(
-        (torch.ones(shape), ValueError, f"Found `{{name}}.shape = {shape}`.")
+        (torch.ones(shape), ValueError, f"Found `{{name}}.shape = {shape}`")
         for shape in [(TASKS + 1,), (1,), (), (1, TASKS)]
     ),
     (torch.ones(TASKS).int(), TypeError, FLOATING + "`{name}.dtype = torch.int32`."),
     (torch.ones(TASKS).bool(), TypeError, FLOATING + "`{name}.dtype = torch.bool`."),
     (torch.ones(TASKS).cfloat(), TypeError, FLOATING + "`{name}.dtype = torch.complex64`."),
+    (
+        torch.ones(TASKS).to(torch.float8_e4m3fn),
+        TypeError,
+        FLOATING + "`{name}.dtype = torch.float8_e4m3fn`.",
+    ),
     ([1.0] * TASKS, TypeError, FLOATING + "a list"),
     (2.0, TypeError, FLOATING + "a float."),
 ]
 WRONG_MASKS: Wrong = [
     *(
-        (torch.ones(shape, dtype=torch.bool), ValueError, f"Found `mask.shape = {shape}`.")
+        (torch.ones(shape, dtype=torch.bool), ValueError, f"Found `mask.shape = {shape}`")
         for shape in [(TASKS + 1,), (1,), ()]
     ),
-    (torch.ones(TASKS), ValueError, BOOLEAN + "`mask.dtype = torch.float32`."),
+    (torch.ones(TASKS), ValueError, BOOLEAN + "`mask.dtype = torch.float32`"),
     ([True] * TASKS, TypeError, BOOLEAN + "a list."),
 ]
 
@@ -167,7 +188,7 @@ def test_a_module_refuses_wrong_tensors_and_stays_as_it_is(method: Method) -> No
     scalarizer(torch.ones(TASKS))  # which sets the shape of those that were made without
     for _ in range(2):
         state = {name: value.clone() for name, value in scalarizer.state_dict().items()}
-        weights = scalarizer.weights
+        weights, generator = scalarizer.weights, torch.get_rng_state()
         assert_refused(scalarizer, "losses", WRONG_TENSORS)
         assert_refused(lambda mask: scalarizer(torch.ones(TASKS), mask), "mask", WRONG_MASKS)
         if method.updates:
@@ -178,6 +199,7 @@ def test_a_module_refuses_wrong_tensors_and_stays_as_it_is(method: Method) -> No
         found = dict(scalarizer.state_dict())
         torch.testing.assert_close(found, state, rtol=0, atol=0, equal_nan=True)
         assert torch.equal(scalarizer.weights, weights)
+        assert torch.equal(torch.get_rng_state(), generator)
         scalarizer(2 * torch.ones(TASKS))
 
 

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from methods import EPOCH, METHODS, learn
@@ -99,11 +100,13 @@ def test_an_assignment_is_as_the_argument_and_is_shown(
 @each_hyperparameter
 def test_all_forms_of_a_value_are_alike(kind: type[Scalarizer], it: Hyperparameter) -> None:
     by_name = dict(zip(NAMES, NUMBERS, strict=True))
-    for_all = [0.25, torch.tensor(0.25), torch.tensor(0.25, dtype=torch.float64)]
+    in_torch = [torch.tensor(0.25), torch.tensor(0.25, dtype=torch.float64)]
+    for_all = [0.25, *in_torch, np.float32(0.25), np.array(0.25)]
     for_each = [
         torch.tensor(NUMBERS),
         NUMBERS,
         tuple(NUMBERS),
+        np.array(NUMBERS),
         by_name,
         dict([*by_name.items()][::-1]),
     ]

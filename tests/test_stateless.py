@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from mtl_scalarize import GeometricMean, LogSum, Random, Scalarizer, log_sum
 
@@ -51,3 +52,17 @@ def test_a_saved_random_state_resumes_the_draws() -> None:
 def test_a_map_says_whether_its_entries_share_a_draw(randomness: str) -> None:
     scalars = torch.vmap(Random(), randomness=randomness)(L.expand(2, 3))
     assert (scalars[0] == scalars[1]) == (randomness == "same")
+
+
+def test_an_error_in_weigh_is_seen() -> None:
+    class Wrong(Scalarizer):
+        def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+            return losses.sum()
+
+        def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+            return losses.no_such_method()
+
+    scalarizer = Wrong()
+    scalarizer(torch.ones(3))
+    with pytest.raises(AttributeError, match="no_such_method"):
+        _ = scalarizer.weights

@@ -14,7 +14,7 @@ from methods import EPOCH, METHODS, NAMED, STATEFUL, Method, seeded
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mtl_scalarize import DWA, History, Scalarizer
+from mtl_scalarize import DWA, History, LogSum, Scalarizer
 
 NAMES = ("depth", "normals", "edges")
 TASKS = len(NAMES)
@@ -251,8 +251,20 @@ def test_a_state_assigned_in_half_precision_is_refused(method: Method, called: b
         k: v.half() if v.is_floating_point() else v for k, v in scalarizer.state_dict().items()
     }
     scalarizer.load_state_dict(state, assign=True)
-    with pytest.raises(ValueError, match=r"should be at least float32\. Found .*torch\.float16"):
-        scalarizer(torch.ones(TASKS))
+    generator = torch.get_rng_state()
+    for call in (scalarizer, scalarizer.update) if method.updates else (scalarizer,):
+        with pytest.raises(ValueError, match=r"at least float32\. Found .*torch\.float16"):
+            call(torch.ones(TASKS))
+    assert torch.equal(torch.get_rng_state(), generator)
+    torch.testing.assert_close(dict(scalarizer.state_dict()), state, rtol=0, atol=0)
+
+
+def test_a_hyperparameter_moved_in_inference_mode_can_be_trained_with() -> None:
+    scalarizer = LogSum(torch.zeros(TASKS))
+    with torch.inference_mode():
+        scalarizer(torch.ones(TASKS, device="meta"))
+    assert scalarizer.min_losses.is_meta
+    assert not scalarizer.min_losses.is_inference()
 
 
 @each_method

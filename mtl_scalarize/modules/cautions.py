@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 _INTERNAL = ("torch", __name__.split(".")[0])
 
@@ -72,7 +72,9 @@ def wasted_call(
             "The losses carry no gradient, so that the network learns nothing: combine them "
             "by `torch.stack(losses)`, not by `torch.tensor(losses)`."
         )
-    if training and parameters and not any(each.requires_grad for each in parameters.values()):
+    # `functional_call` puts tensors in the place of parameters.
+    frozen = [isinstance(p, nn.Parameter) and not p.requires_grad for p in parameters.values()]
+    if training and frozen and all(frozen):
         return (
             f"The parameters of {method} are frozen: call `scalarizer.eval()` if they should be, "
             "or `scalarizer.requires_grad_()`."
@@ -107,11 +109,21 @@ def constant_for_absent(losses: Mapping[str, Tensor]) -> str | None:
     )
 
 
+def single_loss(losses: Tensor, shape: tuple[int, ...] | None) -> str | None:
+    """The losses were summed before the call, and no shape says that there is only one."""
+    if losses.ndim or shape is not None:
+        return None
+    return (
+        "The losses are a 0-d tensor, a single loss, which balances nothing: pass one loss for "
+        "each task, `torch.stack(losses)`."
+    )
+
+
 def looks_like_tasks(method: str, argument: str, value: object) -> str | None:
-    """An int in another argument is probably meant as the number of tasks."""
-    if not isinstance(value, int) or value < 3:
+    """An int above 1 in another argument is probably meant as the number of tasks."""
+    if not isinstance(value, int) or value < 2:
         return None
     return (
         f"{method}({value}) has the {argument} {value} and no shape. If {value} is the number of "
-        f"tasks, write `{method}(shape={value})`; if not, `{method}({value}.0)`."
+        f"tasks, pass `shape={value}`; if not, `{argument}={value}.0`."
     )

@@ -60,7 +60,7 @@ class DWA(Stateful):
     def __init__(self, temperature: float | Tensor = 2.0, *, shape: Shape | None = None) -> None:
         super().__init__(shape)
         self.temperature = temperature
-        if shape is None:
+        if shape is None and temperature != 2:
             self._cautions.warn(cautions.looks_like_tasks("DWA", "temperature", temperature))
 
     def initial_state(self, shape: tuple[int, ...]) -> DWAState:
@@ -74,6 +74,6 @@ class DWA(Stateful):
         return fill_absent(weights, 0.0, mask=mask)
 
     def step(self) -> None:
-        if not self._idle("step"):
+        if self.shape is not None and not self._idle("step"):
             self._ranks.check_end_of_epoch(self.mean)
             self.state = dwa_step(self.state, self.temperature)

@@ -60,6 +60,13 @@ class Hyperparameter:
 
     def _accepted(self, value: Any, module: "Configurable") -> float | Tensor:
         name, check, shape = self.argument, self.check, module.shape
+        if not isinstance(value, Tensor) and hasattr(value, "tolist"):  # NumPy's
+            value = value.tolist()
+        words = [value] if isinstance(value, str) else value
+        if isinstance(words, (list, tuple)) and any(isinstance(word, str) for word in words):
+            raise TypeError(
+                f"`{name}` should be numbers. Found {value!r}: names of tasks are given as `shape`."
+            )
         if check is None:
             check = partial(check_scalar_or_shape, shape=shape, owner="losses")
             value = self._without_names(value, module.names or ())
@@ -91,6 +98,8 @@ class Hyperparameter:
             value = [value.get(task, self.default) for task in names]
         if not isinstance(value, (list, tuple)):
             return value
+        if any(isinstance(each, Tensor) and each.requires_grad for each in value):
+            raise ValueError(f"`{self.argument}` should need no gradient. Found {value!r}.")
         try:  # on the CPU: on the meta device, where a model may be made, the values would be lost
             return torch.tensor(value, dtype=default_dtype(), device="cpu")
         except (TypeError, ValueError):
@@ -139,4 +148,5 @@ class Configurable(nn.Module):
         for name, given in self._given.items():
             tensor = self.__dict__[name]
             if isinstance(tensor, Tensor) and tensor.device != (device := device_for(tensor)):
-                self.__dict__[name] = given.to(device)
+                with torch.inference_mode(False):  # or no training could use it
+                    self.__dict__[name] = given.to(device)

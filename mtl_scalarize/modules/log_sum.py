@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ..functional._checks import check_scalar
 from ..functional.log_sum import log_sum, log_sum_weights
+from .cautions import looks_like_tasks
 from .hyperparameters import Hyperparameter, Value
 from .names import Shape
 from .scalarizer import Scalarizer
@@ -50,6 +51,8 @@ class LogSum(Scalarizer):
     ) -> None:
         super().__init__(shape)
         self.min_losses, self.eps = min_losses, eps
+        if shape is None:
+            self._cautions.warn(looks_like_tasks("LogSum", "min_losses", min_losses))
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         return log_sum(losses, self.min_losses, eps=self.eps, mask=mask)

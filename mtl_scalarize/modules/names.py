@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional._checks import as_shape, check_tensors
+from ..functional._checks import as_shape, check_device, check_tensors
 
 Names = tuple[str, ...]
 
@@ -27,7 +27,10 @@ def names_and_shape(
     # Plain strings: `torch.load(weights_only=True)` reads no `numpy.str_` and no `Enum`.
     names = tuple(str.__str__(entry) for entry in entries if isinstance(entry, str))
     if not names:
-        return None, as_shape(shape)
+        sizes = as_shape(shape)
+        if 0 in sizes or (isinstance(shape, list) and not shape):
+            raise ValueError(f"`shape` should have at least one task. Found `shape = {shape!r}`.")
+        return None, sizes
     if len(set(names)) < len(entries) or not isinstance(shape, Sequence):
         raise ValueError(
             f"`shape` should be a list or tuple of different names. Found `shape = {shape!r}`."
@@ -51,27 +54,38 @@ def by_position(
     if not isinstance(losses, Mapping):
         check_tensors(None, losses=losses)  # which refuses them
     if names is None:
-        raise TypeError("`losses` should be a tensor: the tasks have no names. Found a mapping.")
+        raise TypeError(
+            "`losses` should be a tensor: the tasks have no names. Found a mapping: pass its names "
+            f"to the constructor, `shape={list(losses)!r}`."
+        )
     known, given = set(names), losses.keys()  # the `len` of a TensorDict is its batch size
     for name in given:
+        loss, key = losses[name], f"losses[{name!r}]"
         if name not in known:
-            raise ValueError(f"`losses` should be of {quoted(names)}. Found {name!r}.")
-        check_tensors(None, **{f"losses[{name!r}]": losses[name]})
-        if losses[name].ndim:
-            raise ValueError(f"`losses[{name!r}]` should be a 0-d tensor. Found {losses[name]!r}.")
+            raise ValueError(f"`losses` should be of the tasks {quoted(names)}. Found {name!r}.")
+        if loss is None:
+            raise TypeError(f"`{key}` should be a tensor. Found None: leave an absent task out.")
+        check_tensors(None, **{key: loss})
+        if loss.ndim:
+            reduced = f"{loss!r}: take its mean" if loss.numel() > 1 else f"{loss!r}: squeeze it"
+            raise ValueError(f"`{key}` should be a 0-d tensor. Found {reduced}.")
     if not given:
         raise ValueError(
-            f"`losses` should have at least one of {quoted(names)}. Found none: for a batch "
-            "without tasks, pass a tensor and a mask that is False everywhere."
+            f"`losses` should have at least one of {quoted(names)}. Found none: pass over a batch "
+            "without tasks or, on several ranks, pass a tensor and a mask that is False everywhere."
         )
     like = next(iter(losses.values())).detach()
-    zero = torch.zeros_like(like)
+    for name in given:
+        check_device(f"losses[{name!r}]", losses[name], like.device, "move all to one device")
+    if len(given) == len(names):
+        stacked = torch.stack([losses[name] for name in names])
+        check_tensors(mask, losses=stacked)
+        return stacked, mask
     # Made on the device: the host would wait for the copy of a tensor made of a list.
+    zero = torch.zeros_like(like)
     truth = [torch.full_like(like, here, dtype=torch.bool) for here in (False, True)]
     stacked = torch.stack([losses[name] if name in given else zero for name in names])
     check_tensors(mask, losses=stacked)
-    if len(given) == len(names):
-        return stacked, mask
     present = torch.stack([truth[name in given] for name in names])
     return stacked, present if mask is None else present & mask
 

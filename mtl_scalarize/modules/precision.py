@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..functional._checks import check_device
 from .names import Losses
 
 
@@ -20,14 +21,17 @@ def keeping_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
     return convert
 
 
-def check_precision(state: Mapping[str, Tensor | None]) -> None:
-    """Check that nothing around a module has cast its state below float32.
+def check_state(state: Mapping[str, Tensor | None], losses: Tensor) -> None:
+    """Check that nothing around a module has cast its state below float32, or left it behind.
 
     Raises:
-        ValueError: a tensor is of a smaller dtype.
+        ValueError: a tensor is of a smaller dtype, or not on the device of the losses.
     """
     for name, tensor in state.items():
-        if tensor is not None and tensor.itemsize < 4 and tensor.is_floating_point():
+        if tensor is None:
+            continue
+        check_device("losses", losses, tensor.device, "call `scalarizer.to(losses.device)`")
+        if tensor.itemsize < 4 and tensor.is_floating_point():
             raise ValueError(
                 f"`{name}` should be at least float32. Found `{name}.dtype = {tensor.dtype}`: keep "
                 "the scalarizer outside of the module that is wrapped or cast."

@@ -15,7 +15,7 @@ from ..functional._precision import at_least_float32, default_dtype, in_common_d
 from . import cautions
 from .hyperparameters import Configurable
 from .names import Losses, Shape, by_position, check_names, names_and_shape, save_names
-from .precision import check_precision, computed, examine_loaded, keeping_float32
+from .precision import check_state, computed, examine_loaded, keeping_float32
 from .ranks import Ranks
 
 # True inside a transform of `torch.func`, whose tensors end with it. Private, without a public
@@ -39,7 +39,7 @@ class Scalarizer(Configurable, ABC):
 
     Raises:
         TypeError: ``shape`` is not an int or a sequence of ints or of names.
-        ValueError: ``shape`` has a negative entry or a name twice.
+        ValueError: ``shape`` has an entry below 1, or a name twice.
 
     Attributes:
         shape: S, a tuple of ints, or None.
@@ -165,10 +165,10 @@ class Scalarizer(Configurable, ABC):
         Raises:
             AttributeError: there are no weights to read.
         """
-        if self._last_call:
-            with torch.no_grad():
-                return self.weigh(*self._last_call).to(self._last_call[0].dtype, copy=True)
-        raise AttributeError  # with the message of `__getattr__`, which Python tries next
+        if not self._last_call:
+            raise AttributeError  # with the message of `__getattr__`, which Python tries next
+        with torch.no_grad():
+            return self.weigh(*self._last_call).to(self._last_call[0].dtype, copy=True)
 
     def task_weights(self) -> dict[str, Tensor]:
         """The :attr:`weights` by name, each of shape ().
@@ -217,7 +217,10 @@ class Scalarizer(Configurable, ABC):
             self._examine(losses)
         else:
             way = self.training, torch.is_grad_enabled(), in_transform(), losses.requires_grad
-            call = losses.shape, losses.dtype, losses.device, way
+            learned = [
+                each is not None and each.requires_grad for each in self._parameters.values()
+            ]
+            call = losses.shape, losses.dtype, losses.device, *way, *learned
             if call not in self._examined:
                 self._examine(losses)
                 self._examined.add(call)
@@ -228,11 +231,12 @@ class Scalarizer(Configurable, ABC):
         """Run the checks that are needed once for each shape, dtype, device and mode."""
         check_tensors(None, losses=losses)
         check_shape("losses", losses, self.shape, "scalarizer")
-        check_precision(self._parameters | self._buffers)
+        check_state(self._parameters | self._buffers, losses)
         self.move_hyperparameters(lambda _: losses.device)
         if torch.is_grad_enabled() and not in_transform():
             method, state = type(self).__name__, (self._parameters, self._buffers)
             self._cautions.warn(cautions.wasted_call(method, losses, self.training, *state))
+            self._cautions.warn(cautions.single_loss(losses, self.shape))
             if self.training and self.weights_depend_on != "nothing" and not self._ranks.group:
                 self._cautions.warn(cautions.ranks_alone(method))
 
@@ -260,6 +264,8 @@ class Scalarizer(Configurable, ABC):
 
     def __getattr__(self, name: str) -> Any:
         if name == "weights":
+            if self._last_call:  # then `weigh` raised an AttributeError of its own
+                self.weigh(*self._last_call)
             raise AttributeError(f"No `weights` of {self}: it was not called, or in a transform.")
         return super().__getattr__(name)
 
@@ -303,6 +309,7 @@ class Stateful(Scalarizer):
     def prepare(self, losses: Losses, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.shape is None and isinstance(losses, Tensor):
             check_tensors(mask, losses=losses)
+            self._cautions.warn(cautions.single_loss(losses, self.shape))
             self.shape = tuple(losses.shape)
             self._create(losses)
         return super().prepare(losses, mask)

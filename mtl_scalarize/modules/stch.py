@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ..functional._checks import check_positive
 from ..functional.stch import stch, stch_weights
+from .cautions import looks_like_tasks
 from .hyperparameters import Hyperparameter, Value
 from .names import Shape
 from .scalarizer import Scalarizer
@@ -58,6 +59,8 @@ class STCH(Scalarizer):
     ) -> None:
         super().__init__(shape)
         self.mu, self.priorities, self.reference = mu, weights, reference
+        if shape is None:
+            self._cautions.warn(looks_like_tasks("STCH", "mu", mu))
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         return stch(losses, self.mu, self.priorities, self.reference, mask=mask)
