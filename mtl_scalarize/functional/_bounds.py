@@ -1,6 +1,5 @@
 """How far losses are above their lower bounds."""
 
-import torch
 from torch import Tensor
 
 from ._precision import plus
@@ -17,10 +16,5 @@ def above_bound(
     *,
     mask: Tensor | None = None,
 ) -> Tensor:
-    r""":math:`d = \ell - b + \epsilon`, and 1 for an absent task, whose logarithm is 0.
-
-    Where it is negative it is nan, and so is its gradient: :math:`1/d` would be a number, and the
-    loss would be maximised.
-    """
-    above = fill_absent(plus(plus(losses, -min_losses), eps), 1.0, mask=mask)
-    return above * torch.where(above < 0, torch.nan, 1.0)
+    r""":math:`d = \ell - b + \epsilon`, and 1 for an absent task, whose logarithm is 0."""
+    return fill_absent(plus(plus(losses, -min_losses), eps), 1.0, mask=mask)

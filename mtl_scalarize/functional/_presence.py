@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from ._precision import scalar_in
-
 
 def fill_absent(tensor: Tensor, value: float, *, mask: Tensor | None) -> Tensor:
     """``tensor`` with ``value`` where ``mask`` is False; no gradient flows to those entries.
@@ -73,22 +71,23 @@ def softmax(logits: Tensor, *, mask: Tensor | None) -> Tensor:
     """
     if mask is not None:
         logits = fill_absent(logits, torch.finfo(logits.dtype).min, mask=mask)
-    shares = torch.softmax(logits.flatten(), 0).reshape(logits.shape)
-    return shares / shares.sum()  # torch's own sum loses four digits over 10 million entries
+    if logits.ndim <= 1:
+        return torch.softmax(logits, 0)
+    return torch.softmax(logits.flatten(), 0).reshape(logits.shape)
+
+
+def convex_weights(logits: Tensor, *, mask: Tensor | None) -> Tensor:
+    """Softmax that sums to 1 for any number of entries. torch's is off by 1e-4 for 10 million."""
+    weights = softmax(logits, mask=mask)
+    return weights / weights.sum()
 
 
 def largest(tensor: Tensor, *, mask: Tensor | None) -> Tensor:
-    """Largest entry where ``mask`` is True, detached."""
-    return fill_absent(tensor.detach(), torch.finfo(tensor.dtype).min, mask=mask).max()
+    """Largest entry where ``mask`` is True, detached.
 
-
-def exponents(tensor: Tensor, largest: Tensor, temperature: float | Tensor) -> Tensor:
-    r""":math:`(x - x_{\max}) / T`, which no small :math:`T` makes infinite.
-
-    The exponential of what the clamp raises is 0 in every dtype.
+    Subtracted before the division by a small number, it keeps exponents from overflowing.
     """
-    temperature = scalar_in(tensor.dtype, temperature)
-    return (tensor - largest).clamp(min=-1e4 * temperature) / temperature
+    return fill_absent(tensor.detach(), torch.finfo(tensor.dtype).min, mask=mask).max()
 
 
 def logsumexp(exponents: Tensor, *, mask: Tensor | None) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ._checks import as_shape, check_positive, check_tensors
-from ._precision import at_least_float32, in_common_dtype
-from ._presence import exponents, fill_absent, finite_and_present, largest, softmax
+from ._precision import at_least_float32, in_common_dtype, scalar_in
+from ._presence import convex_weights, fill_absent, finite_and_present
 from ._saving import saveable
 from .constant import constant_combine
 
@@ -177,15 +177,15 @@ def dwa_weights(
     check_tensors(mask, last=last, previous=previous)
     check_positive("temperature", temperature)
     last, previous = in_common_dtype(last, previous)
-    rates = last / previous
-    has_rate = torch.isfinite(rates) if mask is None else torch.isfinite(rates) & mask
-    # A rate whose derivative overflows leaves the softmax saturated: it is held constant.
-    moving = torch.isfinite(rates / previous)
-    previous = torch.where(moving, previous, previous.detach())
-    rates = fill_absent(last, 0.0, mask=has_rate) / fill_absent(previous, 1.0, mask=has_rate)
-    top = largest(rates, mask=has_rate)
-    shares = softmax(exponents(rates, top, temperature), mask=has_rate)
-    return fill_absent(fill_absent(has_rate.sum() * shares, 1.0, mask=has_rate), 0.0, mask=mask)
+    has_rate, _ = finite_and_present(last / previous, mask=mask)
+    last, previous = (
+        fill_absent(each, value, mask=has_rate) for each, value in ((last, 0.0), (previous, 1.0))
+    )
+    root = previous.abs().sqrt()  # the derivative of one division overflows before the rate does
+    rates = last / root / torch.copysign(root, previous)
+    exponents = (rates - rates.detach().max()) / scalar_in(rates.dtype, temperature)
+    weights = has_rate.sum() * convex_weights(exponents, mask=has_rate)
+    return fill_absent(fill_absent(weights, 1.0, mask=has_rate), 0.0, mask=mask)
 
 
 def dwa_combine(losses: Tensor, state: DWAState, *, mask: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from ._adam import adam_step
 from ._bounds import EPS, above_bound
 from ._checks import as_shape, check_scalar, check_scalar_or_shape, check_tensors
 from ._precision import at_least_float32, in_common_dtype
-from ._presence import fill_absent, finite_and_present, softmax
+from ._presence import convex_weights, fill_absent, finite_and_present, softmax
 from ._saving import saveable
 
 
@@ -107,7 +107,7 @@ def famo_weights(
         tensor([0.7500, 0.2500])
     """
     above, logits = _above_bound(losses, logits, min_losses, eps, mask)
-    return fill_absent(softmax(logits - above.log(), mask=mask), 0.0, mask=mask)
+    return fill_absent(convex_weights(logits - above.log(), mask=mask), 0.0, mask=mask)
 
 
 def famo_combine(
@@ -152,9 +152,11 @@ def famo_combine(
         tensor([0.7500, 0.2500])
     """
     above, logits = _above_bound(losses, logits, min_losses, eps, mask)
-    shares = softmax(logits, mask=mask)
-    factor = 1 / (shares / above).detach().sum()
-    return factor * (shares * above.log()).sum()
+    shares, logs = softmax(logits, mask=mask), above.log()
+    ratios = shares.detach() / above.detach()
+    # Nothing is added but nan, which `logs` are below the bound: then all gradients are nan.
+    factor = torch.add(ratios, logs.detach(), alpha=0).sum().reciprocal()
+    return factor * (shares * logs).sum()
 
 
 def famo_delta(

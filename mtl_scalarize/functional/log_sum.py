@@ -49,7 +49,10 @@ def log_sum(
         >>> log_sum(torch.tensor([4.0, 1.0]))
         tensor(1.3863)
     """
-    return _above_bound(losses, min_losses, eps, mask).log().sum()
+    above = _above_bound(losses, min_losses, eps, mask)
+    # Below the bound, the gradient of the logarithm alone is a number, by which the loss would be
+    # maximised. That of minus infinity is nan.
+    return (above / (above >= 0)).log().sum()
 
 
 def log_sum_weights(
@@ -79,7 +82,8 @@ def log_sum_weights(
         >>> log_sum_weights(torch.tensor([4.0, 1.0]))
         tensor([0.2500, 1.0000])
     """
-    return fill_absent(1 / _above_bound(losses, min_losses, eps, mask), 0.0, mask=mask)
+    roots = _above_bound(losses, min_losses, eps, mask).sqrt()  # nan below the bound
+    return fill_absent(1 / roots / roots, 0.0, mask=mask)
 
 
 def _above_bound(

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ._checks import check_tensors
 from ._precision import in_common_dtype
-from ._presence import fill_absent, softmax
+from ._presence import convex_weights, fill_absent
 
 
 def random_weights(noise: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -35,4 +35,4 @@ def random_weights(noise: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """
     check_tensors(mask, noise=noise)
     (noise,) = in_common_dtype(noise)
-    return fill_absent(softmax(noise, mask=mask), 0.0, mask=mask)
+    return fill_absent(convex_weights(noise, mask=mask), 0.0, mask=mask)

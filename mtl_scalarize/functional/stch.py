@@ -6,7 +6,6 @@ from ._checks import check_positive, check_scalar_or_shape, check_tensors
 from ._precision import in_common_dtype, plus, scalar_in
 from ._presence import (
     count_present,
-    exponents,
     fill_absent,
     largest,
     logsumexp,
@@ -59,8 +58,9 @@ def stch(
     """
     distances, _ = _distances(losses, mu, weights, reference, mask)
     top = largest(distances, mask=mask)
-    smooth = logsumexp(exponents(distances, top, mu), mask=mask)
-    return zero_if_none(top + scalar_in(distances.dtype, mu) * smooth, mask=mask)
+    mu = scalar_in(distances.dtype, mu)
+    smooth = top + mu * logsumexp((distances - top) / mu, mask=mask)
+    return zero_if_none(smooth, mask=mask)
 
 
 def stch_weights(
@@ -96,9 +96,8 @@ def stch_weights(
         tensor([0.4088, 0.0912])
     """
     distances, preference = _distances(losses, mu, weights, reference, mask)
-    top = largest(distances, mask=mask)
-    shares = softmax(exponents(distances, top, mu), mask=mask)
-    return fill_absent(preference * shares, 0.0, mask=mask)
+    exponents = (distances - largest(distances, mask=mask)) / scalar_in(distances.dtype, mu)
+    return fill_absent(preference * softmax(exponents, mask=mask), 0.0, mask=mask)
 
 
 def _distances(
