@@ -13,7 +13,7 @@ from methods import EPOCH, METHODS, learn
 from torch import Tensor, nn
 
 import mtl_scalarize
-from mtl_scalarize import FAMO, STCH, UW, Constant, Scalarizer
+from mtl_scalarize import FAMO, STCH, UW, Constant, Scalarizer, functional
 from mtl_scalarize.modules.hyperparameters import Hyperparameter
 
 NAMES = ["depth", "normals", "edges"]
@@ -95,6 +95,16 @@ def test_an_assignment_is_as_the_argument_and_is_shown(
     with pytest.raises(AssertionError):  # so that it does something
         assert_same(run(assigned), before)
     assert not {it.name, it.argument} & assigned.state_dict().keys()
+
+
+@each_hyperparameter
+def test_a_default_is_that_of_the_functions(kind: type[Scalarizer], it: Hyperparameter) -> None:
+    prefix = {"LogSum": "log_sum"}.get(kind.__name__, kind.__name__.lower())
+    functions = [each for each in functional.__all__ if each.startswith(prefix)]
+    for place in (kind, *[getattr(functional, each) for each in functions]):
+        parameter = inspect.signature(place).parameters.get(it.argument)
+        if parameter and parameter.default not in (None, inspect.Parameter.empty):
+            assert parameter.default == it.default
 
 
 @each_hyperparameter
