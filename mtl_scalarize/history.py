@@ -1,8 +1,10 @@
 """What the losses and their weights were over a training."""
 
+import io
 import math
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,8 +33,10 @@ class History:
     are recorded, every other one is dropped, and from then on every other one is passed over, so
     that the whole training stays in view, ever more coarsely.
 
-    A loss below the ``min_losses`` of its task, which makes FAMO's scalar nan, is warned of by name
-    when the losses are read.
+    A loss below the lower bound of its task, or at it, is warned of by name when the losses are
+    read: there a method's scalar is nan, or a task weight grows without end.
+
+    A notebook shows the figure of :meth:`plot`.
 
     Args:
         scalarizer: whose weights are recorded, under the names of its tasks if they have any.
@@ -82,20 +86,27 @@ class History:
         Raises:
             TypeError: ``losses`` is not a floating-point tensor, or a mapping without names.
             AttributeError: the scalarizer has not been called yet.
-            ValueError: ``losses`` or ``mask`` is not of the shape of its weights, or a name is
-                unknown.
+            ValueError: ``losses`` or ``mask`` is not of the shape of its weights, there are not as
+                many losses as recorded before, or a name is unknown.
         """
         weights = self.scalarizer.weights
         losses, mask = by_position(losses, mask, self.scalarizer.names)
         check_tensors(mask, weights=weights, losses=losses)
+        if self._rows and losses.numel() != self._rows[-1].shape[1]:
+            raise ValueError(
+                f"`losses` should be of {self._rows[-1].shape[1]} tasks, as those recorded before. "
+                f"Found {losses.numel()}: make a new `History`."
+            )
         step, self._seen = self._seen, self._seen + 1
+        while len(self._steps) >= self.capacity and step % self._stride == 0:
+            self._steps, self._rows = self._steps[::2], self._rows[::2]
+            self._stride *= 2
         if step % self._stride:
             return
-        if len(self._steps) >= self.capacity:
-            self._steps, self._rows = self._steps[::2], self._rows[::2]
-            self._stride *= 2  # which divides this step, too
+        if self._rows and losses.device != self._rows[-1].device:  # after a load, or a move
+            self._rows = list(torch.stack(self._rows).to(losses.device).unbind())
         both = torch.stack([losses.detach().to(weights.dtype), weights])
-        self._rows.append(fill_absent(both, torch.nan, mask=mask).flatten(1))
+        self._rows.append(fill_absent(both, torch.nan, mask=mask).reshape(2, -1))
         self._steps.append(step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,11 +163,22 @@ class History:
     def normalized_losses(self) -> Tensor:
         """The recorded losses over the first one of each task that is finite and not 0."""
         losses = self.losses
-        if not len(losses):
-            return losses
-        usable = losses.isfinite() & (losses != 0)
-        first = usable.int().argmax(dim=0, keepdim=True)
-        return losses / losses.gather(0, first)
+        return losses / _first(losses)
+
+    def mean_weights(self, steps: int = 100) -> dict[str, float]:
+        """The task weights by name, each the mean over the last steps.
+
+        The weights of a single batch are noisy, and have no entry for a task that it lacks.
+
+        Args:
+            steps: how many steps back from the last one recorded.
+
+        Returns:
+            A number for each task: nan if it was in none of these steps.
+        """
+        last = [step > self._steps[-1] - steps for step in self._steps]
+        means = self.weights[last].nanmean(dim=0).tolist()
+        return dict(zip(self.names, means, strict=True)) if self._steps else {}
 
     def to_dict(self) -> "dict[str, numpy.ndarray[Any, Any]]":
         """Arrays of one length: ``step``, and each task's ``loss/<name>`` and ``weight/<name>``.
@@ -181,7 +203,7 @@ class History:
         return frame.set_index("step")
 
     def plot(self, *, smooth: int = 1, title: str | None = None) -> "Figure":
-        """A figure of the weights, the losses and the normalised losses over the steps.
+        """A figure of the weights, the losses, and the losses over their first, step by step.
 
         Lines for up to ten tasks, and a heat map with a row a task for more.
 
@@ -202,21 +224,34 @@ class History:
         figure: Figure = _needed("matplotlib.figure").Figure(
             figsize=(8, height), layout="constrained"
         )
+        weights, losses = self.weights, self.losses
+        smoothed = self._smoothed(losses, smooth)
+        first = _first(smoothed)  # so that each line begins at 1
         panels = {
-            "weight": self.weights,
-            "loss": self.losses,
-            "loss / first loss": self.normalized_losses,
+            "weight": (self._smoothed(weights, smooth), weights),
+            "loss": (smoothed, losses),
+            "loss / first loss": (smoothed / first, losses / first),
         }
         draw = self._draw_lines if lines else self._draw_map
         axes = figure.subplots(len(panels), sharex=True)
-        for axis, (label, values) in zip(axes, panels.items(), strict=True):
-            draw(axis, label, values, smooth)
+        for axis, (label, (mean, raw)) in zip(axes, panels.items(), strict=True):
+            drawn = draw(axis, label, mean, raw if smooth > 1 else None)
         axes[-1].set_xlabel("step")
         if lines:
-            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+            # A label that begins with an underscore is none for matplotlib.
+            labels = [f" {name}" if name.startswith("_") else name for name in self.names]
+            figure.legend(drawn, labels, loc="outside right upper")
         if title is not None:
             figure.suptitle(title)
         return figure
+
+    def _repr_png_(self) -> bytes | None:
+        """The figure, as a notebook asks for it. None if nothing is recorded, or no matplotlib."""
+        if not self._rows or find_spec("matplotlib") is None:
+            return None
+        file = io.BytesIO()
+        self.plot().savefig(file, format="png")
+        return file.getvalue()
 
     def _smoothed(self, values: Tensor, smooth: int) -> Tensor:
         width = 2 * (smooth // 2 // self._stride) + 1  # in rows
@@ -229,23 +264,22 @@ class History:
         usable = values.isfinite()
         return mean(values.where(usable, 0)) / mean(usable.to(values.dtype))
 
-    def _draw_lines(self, axis: Any, label: str, values: Tensor, smooth: int) -> None:
-        smoothed = self._smoothed(values, smooth)
-        for name, column, raw in zip(self.names, smoothed.T, values.T, strict=True):
-            (line,) = axis.plot(self._steps, column, label=name)
-            if smooth > 1:
-                axis.plot(self._steps, raw, color=line.get_color(), alpha=0.3, zorder=1)
+    def _draw_lines(self, axis: Any, label: str, values: Tensor, faint: Tensor | None) -> list[Any]:
+        lines = [axis.plot(self._steps, column)[0] for column in values.T]
+        for line, column in zip(lines, () if faint is None else faint.T, strict=faint is not None):
+            axis.plot(self._steps, column, color=line.get_color(), alpha=0.3, zorder=1)
         axis.set_yscale(_scale_of(values))
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
+        return lines
 
-    def _draw_map(self, axis: Any, label: str, values: Tensor, smooth: int) -> None:
-        values = self._smoothed(values, smooth)
+    def _draw_map(self, axis: Any, label: str, values: Tensor, faint: Tensor | None) -> list[Any]:
         edges = [*self._steps, self._steps[-1] + self._stride] if self._steps else [0]
         mesh = axis.pcolormesh(edges, range(len(self.names) + 1), values.T, norm=_scale_of(values))
         axis.figure.colorbar(mesh, label=label)
         axis.set_yticks([i + 0.5 for i in range(len(self.names))], self.names, fontsize=6)
         axis.invert_yaxis()
+        return []
 
     def _read(self, kind: int) -> Tensor:
         if not self._rows:
@@ -253,19 +287,35 @@ class History:
         return torch.stack([row[kind] for row in self._rows]).cpu()
 
     def _warn_of_bounds(self, losses: Tensor) -> None:
-        bounds = getattr(self.scalarizer, "min_losses", None)
+        bounds = getattr(self.scalarizer, "min_losses", self.scalarizer.lower_bound)
         if bounds is None or self._warned or not len(losses):
             return
-        bounds = torch.as_tensor(bounds).cpu().flatten().expand(losses.shape[1])
-        below = losses < bounds
-        if below.any():
+        bounds = torch.as_tensor(bounds).to("cpu", losses.dtype).flatten().expand(losses.shape[1])
+        eps = float(getattr(self.scalarizer, "eps", 0.0))
+        # An `eps` above the default says that a loss may be at its bound.
+        wrong = losses + eps < bounds if eps > 1e-8 else losses <= bounds
+        if wrong.any():
             self._warned = True
-            row, task = below.nonzero()[0].tolist()
-            warn_user(
-                f"The loss of task {self.names[task]!r} is below its `min_losses` at step "
-                f"{self._steps[row]}: {losses[row, task]:.4g} < {bounds[task]:.4g}. There the "
-                "scalar and its gradients are nan."
+            row, task = wrong.nonzero()[0].tolist()
+            loss, bound = losses[row, task], bounds[task]
+            outcome = (
+                "the scalar and its gradients are nan"
+                if self.weights[row, task].isnan()
+                else "the weight of the task grows without end"
             )
+            warn_user(
+                f"The loss of task {self.names[task]!r} is {'below' if loss < bound else 'at'} its "
+                f"lower bound at step {self._steps[row]}: {loss:.4g}, and the bound is "
+                f"{bound:.4g}. There {outcome}."
+            )
+
+
+def _first(losses: Tensor) -> Tensor:
+    """Of each column, the first entry that is finite and not 0."""
+    if not len(losses):
+        return losses
+    usable = losses.isfinite() & (losses != 0)
+    return losses.gather(0, usable.int().argmax(dim=0, keepdim=True))
 
 
 def _scale_of(values: Tensor) -> str:

@@ -48,9 +48,45 @@ def test_one_group_with_decay_is_too_many_whichever_comes_first(scalarizer: Scal
     decaying = torch.optim.AdamW(scalarizer.parameters())
     for optimizers in ((plain, decaying), (decaying, plain)):
         with pytest.raises(
-            ValueError, match=r'weight_decay = 0\.01`.*"lr": 0\.02, "weight_decay": 0'
+            ValueError, match=r'weight_decay = 0\.01`.*"lr": 0\.01, "weight_decay": 0'
         ):
             check_optimizer(scalarizer, *optimizers)
+
+
+def test_a_rate_of_zero_is_named_unless_it_is_the_start_of_a_schedule() -> None:
+    scalarizer = UW(2)
+    optimizer = torch.optim.SGD(scalarizer.parameters(), lr=0.0)
+    with pytest.raises(ValueError, match=r"`log_var` of .* a learning rate above 0"):
+        check_optimizer(scalarizer, optimizer)
+    check_optimizer(scalarizer, optimizer, torch.optim.LBFGS(scalarizer.parameters(), lr=1.0))
+    optimizer = torch.optim.SGD(scalarizer.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 100)
+    assert optimizer.param_groups[0]["lr"] == 0
+    check_optimizer(scalarizer, optimizer)
+
+
+@pytest.mark.parametrize("lists", ["bit16_groups", "bf16_groups", "fp16_groups"])
+def test_deepspeed_steps_flat_copies(lists: str) -> None:
+    """A stand-in with the attributes of DeepSpeed 0.19's optimizers."""
+    model, scalarizer = nn.Linear(2, 2), UW(2)
+    flat = [nn.Parameter(torch.zeros(6)), nn.Parameter(torch.zeros(2))]
+    groups = [
+        {"params": [copy], "weight_decay": decay}
+        for copy, decay in zip(flat, (0.1, 0.0), strict=True)
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    setattr(optimizer, lists, [[*model.parameters()], [scalarizer.log_var]])
+    check_optimizer(scalarizer, optimizer)
+    setattr(optimizer, lists, [[*model.parameters(), scalarizer.log_var], []])
+    with pytest.raises(ValueError, match=r"Found `weight_decay = 0\.1`"):
+        check_optimizer(scalarizer, optimizer)
+
+
+def test_a_placeholder_is_refused_only_where_there_is_something_to_learn() -> None:
+    placeholder = pytest.importorskip("accelerate.utils.deepspeed").DummyOptim([])
+    check_optimizer(FAMO(2), placeholder)
+    with pytest.raises(TypeError, match=r"`optimizers` .* Found a DummyOptim, without `param_gr"):
+        check_optimizer(UW(2), placeholder)
 
 
 @pytest.mark.parametrize("make", [UW, IMTLL])

@@ -35,7 +35,7 @@ from mtl_scalarize import (
 
 L = torch.ones(3)
 NAMED = UW(["a", "b"])
-SGD = torch.optim.SGD([torch.ones(1)])
+ADAM = torch.optim.Adam([torch.ones(1)])
 
 #: A call, and what a user needs to read; "..." is any text.
 CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
@@ -91,8 +91,8 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: NAMED({}), ValueError, "`losses` ... 'a', 'b'... a tensor and a mask that is False"),
     (lambda: NAMED({"a": L[0]}, L[:1] > 0), ValueError, "`mask` ... (2,)... `mask.shape = (1,)`"),
     (lambda: History(UW(3), capacity=3), ValueError, "`capacity` ... positive, even int... = 3"),
-    (lambda: check_optimizer(SGD, UW(2)), TypeError, "`module` ... a module. Found a SGD"),
-    (lambda: check_optimizer(UW(2), [SGD]), TypeError, "`optimizers` ... optimizers. Found a list"),
+    (lambda: check_optimizer(ADAM, UW(2)), TypeError, "`module` ... Found an Adam: ... first"),
+    (lambda: check_optimizer(UW(2), [ADAM]), TypeError, "`optimizers` ... one by one. ... a list"),
     (
         lambda: check_optimizer(UW(2)),
         ValueError,

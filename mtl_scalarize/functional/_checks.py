@@ -42,6 +42,12 @@ def check_tensors(mask: Tensor | None, /, **tensors: Tensor) -> None:
         _explain(mask, tensors)
 
 
+def a_kind_of(value: object) -> str:
+    """The type of ``value`` with an article, as errors show it."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
+
+
 def _explain(mask: object, tensors: Mapping[str, Tensor]) -> NoReturn:
     """Raise the error of `check_tensors`."""
     owner, shape = "", torch.Size()
@@ -50,7 +56,7 @@ def _explain(mask: object, tensors: Mapping[str, Tensor]) -> NoReturn:
         if not isinstance(tensor, Tensor):
             stack = name == "losses" and isinstance(tensor, (list, tuple))
             advice = ": use `torch.stack(losses)`" if stack else ""
-            raise TypeError(f"{expected} Found a {type(tensor).__name__}{advice}.")
+            raise TypeError(f"{expected} Found {a_kind_of(tensor)}{advice}.")
         if tensor.dtype not in _FLOATING:
             raise TypeError(f"{expected} Found `{name}.dtype = {tensor.dtype}`.")
         if owner:
@@ -59,7 +65,7 @@ def _explain(mask: object, tensors: Mapping[str, Tensor]) -> NoReturn:
             owner, shape = name, tensor.shape
     expected = "`mask` should be a boolean tensor."
     if not isinstance(mask, Tensor):
-        raise TypeError(f"{expected} Found a {type(mask).__name__}.")
+        raise TypeError(f"{expected} Found {a_kind_of(mask)}.")
     if mask.dtype != torch.bool:
         several = mask.is_floating_point()  # perhaps `scalarizer(a, b)`
         advice = ": pass all losses as one tensor, `torch.stack(losses)`" if several else ""
@@ -115,9 +121,7 @@ def _check_number(
             )
         return
     if not isinstance(value, (int, float)):
-        raise TypeError(
-            f"`{name}` should be a number or a 0-d tensor. Found a {type(value).__name__}."
-        )
+        raise TypeError(f"`{name}` should be a number or a 0-d tensor. Found {a_kind_of(value)}.")
     low, high = value_range
     if not (low <= value <= high and value < math.inf):  # written so that nan fails too
         raise ValueError(f"`{name}` should be {expected}. Found `{name} = {value}`.")
@@ -133,7 +137,7 @@ def check_scalar_or_shape(
         if value.ndim > 0:
             check_shape(name, value, shape, owner)
     elif not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` should be a number or a tensor. Found a {type(value).__name__}.")
+        raise TypeError(f"`{name}` should be a number or a tensor. Found {a_kind_of(value)}.")
     elif not -math.inf < value < math.inf:
         raise ValueError(f"`{name}` should be finite. Found `{name} = {value}`.")
 

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..check import check_optimizer
+from ..functional._checks import a_kind_of
 from ..functional._presence import fill_absent
 from ..modules import Scalarizer, Sum
 from ..modules.names import Losses, by_position
@@ -122,7 +123,7 @@ class MultiTaskTrainer(Trainer):
         outputs = model(**inputs)
         by_name = isinstance(outputs, Mapping)
         if not by_name or "losses" not in outputs:
-            found = ", ".join(map(repr, outputs)) if by_name else f"a {type(outputs).__name__}"
+            found = ", ".join(map(repr, outputs)) if by_name else a_kind_of(outputs)
             raise ValueError(
                 "The model should return a mapping with 'losses', a mapping or a tensor; or "
                 f"override `compute_losses`. Found {found}."

@@ -26,6 +26,8 @@ class GeometricMean(Scalarizer):
         tensor(2.)
     """
 
+    lower_bound = 0.0
+
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         return geometric_mean(losses, mask=mask)
 

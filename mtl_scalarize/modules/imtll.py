@@ -45,7 +45,7 @@ class IMTLL(Scalarizer):
         >>> optimizer = torch.optim.Adam(
         ...     [
         ...         {"params": model.parameters()},
-        ...         {"params": scalarizer.parameters(), "lr": 0.02, "weight_decay": 0.0},
+        ...         {"params": scalarizer.parameters(), "lr": 0.01, "weight_decay": 0.0},
         ...     ],
         ...     lr=1e-3,
         ... )
@@ -57,6 +57,7 @@ class IMTLL(Scalarizer):
     """
 
     weights_depend_on = "state"
+    lower_bound = 0.0
     init = Hyperparameter(0.0)
     eps = Hyperparameter(0.0, check_scalar)
 

@@ -63,6 +63,9 @@ class Scalarizer(Configurable, ABC):
     #: gradient of a batch is the mean of the gradients of its equal parts; or "nothing".
     weights_depend_on: str = "losses"
 
+    #: What the losses should be above, where it is not ``min_losses``. None: any will do.
+    lower_bound: float | None = None
+
     def __init__(self, shape: Shape | None = None, *, optional: bool = True) -> None:
         super().__init__()
         self.names, self.shape = names_and_shape(shape, optional=optional)
