@@ -174,7 +174,7 @@ class History:
             steps: how many steps back from the last one recorded.
 
         Returns:
-            A number for each task: nan if it was in none of these steps.
+            A number for each task, nan if it was in none of these steps.
         """
         last = [step > self._steps[-1] - steps for step in self._steps]
         means = self.weights[last].nanmean(dim=0).tolist()

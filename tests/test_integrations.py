@@ -4,7 +4,7 @@ import csv
 import gc
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,23 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import Ranks
+from test_docs import BLOCKS, run
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
-from mtl_scalarize import FAMO, UW, Scalarizer
+from mtl_scalarize import DWA, FAMO, UW, Constant, History, LogSum, Scalarizer, Sum
 
 lightning = pytest.importorskip("lightning")
 transformers = pytest.importorskip("transformers")
 
+from accelerate import Accelerator  # noqa: E402
 from accelerate.state import AcceleratorState  # noqa: E402
-from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+from lightning.pytorch.callbacks import (  # noqa: E402
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 
 from mtl_scalarize.integrations.lightning import MultiTaskModule  # noqa: E402
@@ -74,6 +81,8 @@ class Stream(IterableDataset[Batch]):
 class Network(nn.Module):
     """In evaluation its losses are others. What it and the scalarizer draw is always the same."""
 
+    seeds = True
+
     def __init__(self) -> None:
         super().__init__()
         with torch.random.fork_rng():
@@ -81,7 +90,8 @@ class Network(nn.Module):
             self.layers = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
 
     def forward(self, features: Tensor, labels: Tensor) -> dict[str, Any]:
-        torch.manual_seed(0)
+        if self.seeds:
+            torch.manual_seed(0)
         outputs = self.layers(features) * (1.0 if self.training else 0.5)
         return {"losses": (outputs - labels).square().mean(0), "logits": outputs}
 
@@ -97,6 +107,17 @@ class LacksTasks(Network):
         samples = (~labels.isnan()).sum(0)
         means = zip(NAMES, errors.square().sum(0) / samples, samples, strict=True)
         return {"losses": {name: loss for name, loss, number in means if number}}
+
+
+class Counts(Network):
+    """Means over the labels, which not every sample has, and how many they are."""
+
+    def forward(self, features: Tensor, labels: Tensor) -> dict[str, Any]:
+        torch.manual_seed(0)
+        errors = torch.where(labels.isnan(), 0.0, self.layers(features) - labels.nan_to_num())
+        number = (~labels.isnan()).sum(0)
+        losses = errors.square().sum(0) / number
+        return {"losses": (losses, number > 0, number)}
 
 
 class WithoutLosses(Network):
@@ -173,6 +194,7 @@ def make_trainer(
     optimizers: tuple[Any, Any] = (None, None),
     compute_loss_func: Any = None,
     update_every: int = EVERY,
+    history: History | None = None,
     **options: Any,
 ) -> MultiTaskTrainer:
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -200,6 +222,7 @@ def make_trainer(
         scalarizer=scalarizer,
         scalarizer_lr=2 * settings["learning_rate"],
         update_every=update_every,
+        history=history,
     )
 
 
@@ -246,6 +269,30 @@ def test_parts_that_lack_tasks_take_the_steps_of_the_whole_batch(tmp_path: Path)
         logs = [[log[column] for column in columns] for log in trainer.state.log_history[:-1]]
         found.append((state_of(trainer.model, trainer.scalarizer), logs))
     assert_same(*found, tolerance=1e-5)
+
+
+def few_labels() -> Samples:
+    """So that the parts of a step have as many labels as they like, and a whole step none."""
+    data = Samples()
+    drawn = torch.rand(data.labels.shape, generator=torch.Generator().manual_seed(1))
+    data.labels[drawn < torch.tensor([0.8, 0.4, 0.0])] = torch.nan
+    data.labels[BATCH : 2 * BATCH] = torch.nan
+    return data
+
+
+@each_method
+def test_parts_weigh_as_many_labels_as_they_have(name: str, tmp_path: Path) -> None:
+    found = []
+    for parts in (1, 3):
+        options = {"per_device_train_batch_size": BATCH // parts}
+        options |= {"gradient_accumulation_steps": parts}
+        model, scalarizer = Counts(), scalarizer_of(name)
+        trainer = make_trainer(scalarizer, tmp_path, model, few_labels(), **options)
+        trainer.train()
+        losses = [[log["loss"], log["grad_norm"]] for log in trainer.state.log_history[:-1]]
+        found.append((state_of(model, scalarizer), losses))
+    assert_same(*found, tolerance=1e-5)
+    assert found[0][1][1][1] == 0  # of the step without labels
 
 
 @pytest.mark.parametrize("step", [STEPS, STEPS + 1], ids=["end of an epoch", "within"])
@@ -311,6 +358,79 @@ def test_the_trainer_logs_losses_and_weights_by_name(tmp_path: Path) -> None:
     assert weights != [1, 1, 1]
     scalar = sum(weight * last[f"loss_{name}"] for name, weight in zip(NAMES, weights, strict=True))
     assert last["loss"] == pytest.approx(scalar)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_trainer_logs_the_means_since_the_last_log(parts: int, tmp_path: Path) -> None:
+    scalarizer = Constant(dict(zip(NAMES, (0.5, 1.0, 2.0), strict=True)))
+    options = {"per_device_train_batch_size": BATCH // parts, "logging_steps": 3}
+    history = History(scalarizer)
+    options |= {"gradient_accumulation_steps": parts, "history": history}
+    trainer = make_trainer(scalarizer, tmp_path, **options)
+    trainer.train()
+    logged = [[log[f"loss_{name}"] for name in NAMES] for log in trainer.state.log_history[:-1]]
+    for log, losses in zip(trainer.state.log_history, logged, strict=False):
+        assert log["loss"] == pytest.approx(torch.tensor(losses) @ scalarizer.priorities)
+    recorded = history.losses.unflatten(0, (-1, 3 * parts)).mean(1)
+    assert_same(torch.tensor(logged), recorded, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("model", [LacksTasks, Counts])
+def test_evaluation_gives_each_tasks_loss_over_what_has_it(
+    model: type[nn.Module], tmp_path: Path
+) -> None:
+    trainer = make_trainer(FAMO(NAMES), tmp_path, model(), per_device_eval_batch_size=BATCH)
+    data = few_labels()
+    metrics = trainer.evaluate([data[index] for index in range(BATCH * STEPS)])
+    errors = (trainer.model.layers(data.features) - data.labels).square()
+    if model is LacksTasks:  # it does not say how many labels a mean is over
+        errors = errors.unflatten(0, (STEPS, BATCH)).nanmean(1)
+    means = errors.nanmean(0).tolist()
+    assert [metrics[f"eval_loss_{name}"] for name in NAMES] == pytest.approx(means, rel=1e-5)
+    assert metrics["eval_loss"] == pytest.approx(sum(means), rel=1e-5)
+
+
+class Plain(transformers.Trainer):
+    def compute_loss(self, model: nn.Module, inputs: Batch, *_: Any, **__: Any) -> Tensor:
+        return model(**inputs)["losses"].sum()
+
+
+def test_going_on_from_a_plain_trainer_needs_no_state(tmp_path: Path) -> None:
+    options = {"save_strategy": "steps", "save_steps": STEPS}
+    args = make_trainer(Sum(NAMES), tmp_path, **options).args
+    Plain(Network(), args, train_dataset=Samples()).train()
+    assert_same(
+        by_trainer("Sum", tmp_path, resume=f"checkpoint-{STEPS}"), by_hand("Sum", max_norm=0.1)
+    )
+    with pytest.raises(ValueError, match=r"Found no scalarizer\.pt in it: .* load the model's wei"):
+        by_trainer("DWA", tmp_path, resume=f"checkpoint-{STEPS}")
+
+
+def test_the_state_is_there_before_the_folder_is_pushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, seen = make_trainer(FAMO(NAMES), tmp_path), []
+    # In place of the Trainer's, which may push the folder, and makes none for a sharded model.
+    monkeypatch.setattr(
+        transformers.Trainer, "save_model", lambda _, folder: seen.append([*folder.iterdir()])
+    )
+    trainer.save_model(tmp_path / "new" / "folder")
+    assert [path.name for path in seen[0]] == ["scalarizer.pt"]
+
+
+def test_a_hidden_compute_loss_is_refused() -> None:
+    with pytest.raises(TypeError, match="`Mine` hides `compute_loss` of `Plain`: override `comp"):
+        type("Mine", (MultiTaskTrainer, Plain), {})
+
+
+def test_learned_weights_are_refused_where_the_framework_steps_the_model_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in: FSDP2 cannot shard on these machines."""
+    monkeypatch.setattr(Accelerator, "is_fsdp2", True)
+    make_trainer(FAMO(NAMES), tmp_path)
+    with pytest.raises(ValueError, match="UW learns parameters of its own, which DeepSpeed and"):
+        make_trainer(UW(NAMES), tmp_path)
 
 
 def test_evaluation_gives_the_sum_and_changes_nothing(tmp_path: Path) -> None:
@@ -388,6 +508,34 @@ class Module(MultiTaskModule, lightning.LightningModule):
         return optimizer_of(self.network, self.scalarizer, self.lr)
 
 
+class Takes(Module):
+    """Its losses take the labels out of the batch, and log: once for each step."""
+
+    def losses(self, batch: Batch) -> Tensor:
+        self.log("steps", 1.0, on_step=False, on_epoch=True, reduce_fx="sum")
+        return self.network(batch.pop("features"), batch.pop("labels"))["losses"]
+
+
+class Normalised(Module):
+    def __init__(self, scalarizer: Scalarizer) -> None:
+        super().__init__(scalarizer)
+        self.network.layers.append(nn.BatchNorm1d(3))
+
+
+class ByLBFGS(Module):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(self.parameters(), lr=0.01, max_iter=2)
+
+
+class Validated(Module):
+    def __init__(self, scalarizer: Scalarizer) -> None:
+        super().__init__(scalarizer)
+        self.network = Counts()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.log_losses(batch)
+
+
 class Forgetful(Module):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.network.parameters(), lr=0.1)
@@ -399,13 +547,18 @@ class OwnStep(Module):
 
 
 def fit(
-    module: Module, folder: Path, resume: str | None = None, batch: int = BATCH, **options: Any
+    module: Module,
+    folder: Path,
+    resume: str | None = None,
+    batch: int = BATCH,
+    more: Sequence[Any] = (),
+    **options: Any,
 ) -> State:
     checkpoints = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=EPOCHS,
-        callbacks=[checkpoints],
+        callbacks=[checkpoints, *more],
         **{"logger": False, "devices": 1, **options},
         use_distributed_sampler=False,  # it would shuffle
         enable_progress_bar=False,
@@ -448,15 +601,23 @@ def test_lightning_resumes_bit_identically_from_the_last_step_of_an_epoch(
     assert_same(by_lightning(name, tmp_path, resume=f"step={STEPS}.ckpt"), whole)
 
 
+def with_logs(name: str, folder: Path, **options: Any) -> State:
+    module = Module(scalarizer_of(name))
+    state = fit(module, folder, **options)
+    logged = module.trainer.callback_metrics
+    return state | {key: value.cpu() for key, value in logged.items()}
+
+
 def by_lightning_on_a_rank(name: str, folder: Path) -> State:
     as_torchrun_does()
-    return by_lightning(name, folder, batch=BATCH // 2, devices=2, strategy="ddp")
+    return with_logs(name, folder, batch=BATCH // 2, devices=2, strategy="ddp")
 
 
 @each_method
 def test_lightning_on_two_ranks_equals_one_process(name: str, ranks: Ranks, tmp_path: Path) -> None:
+    one = with_logs(name, tmp_path)
     for state in ranks.run(by_lightning_on_a_rank, name, tmp_path, ranks=2):
-        assert_same(state, by_hand(name), tolerance=1e-5)
+        assert_same(state, one, tolerance=1e-5)
 
 
 def test_lightning_looks_again_in_the_precision_of_the_call(tmp_path: Path) -> None:
@@ -474,6 +635,66 @@ def test_lightning_logs_losses_and_weights_by_name(tmp_path: Path) -> None:
     losses = Network()(**Samples()[:BATCH])["losses"].tolist()
     assert [first[f"loss/{name}"] for name in NAMES] == pytest.approx(losses)
     assert [first[f"weight/{name}"] for name in NAMES] == [0.5, 1.25, 2.0]
+
+
+@each_method
+def test_lightning_looks_again_at_a_whole_batch_and_logs_once(name: str, tmp_path: Path) -> None:
+    module = Takes(scalarizer_of(name))
+    assert_same(fit(module, tmp_path), by_hand(name))
+    assert module.trainer.callback_metrics["steps"] == STEPS
+
+
+@pytest.mark.parametrize("log_tasks", [True, False])
+def test_a_compiled_module_is_trained_and_recorded(log_tasks: bool, tmp_path: Path) -> None:
+    module = Module(FAMO(NAMES))
+    module.log_tasks, module.history = log_tasks, History(module.scalarizer)
+    module.network.seeds = False  # which breaks the graph
+    assert_same(fit(torch.compile(module, backend="eager"), tmp_path), by_hand("FAMO"), 1e-5)
+    assert len(module.history) == EPOCHS * STEPS
+    found = {name for name in module.trainer.callback_metrics if name.startswith("loss/")}
+    assert found == ({f"loss/{name}" for name in NAMES} if log_tasks else set())
+
+
+def test_lightnings_averaging_of_weights_may_need_a_pass_for_batch_norm(tmp_path: Path) -> None:
+    averaging = StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=1, device=None)
+    module = Normalised(LogSum(shape=NAMES))
+    fit(module, tmp_path, more=[averaging])
+    assert module.trainer.state.finished
+    assert averaging._average_model is not None
+
+
+def test_lightning_refuses_lbfgs_for_a_method_that_learns_in_a_call(tmp_path: Path) -> None:
+    fit(ByLBFGS(LogSum(shape=NAMES)), tmp_path)
+    with pytest.raises(ValueError, match="should not be L-BFGS with DWA, which would learn at"):
+        fit(ByLBFGS(DWA(shape=NAMES)), tmp_path)
+
+
+def refused_beside_sharded_parameters(name: str) -> bool:
+    as_torchrun_does()
+    module = Module(scalarizer_of(name))
+    fully_shard(module.network, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    module.trainer = lightning.Trainer(accelerator="cpu", logger=False)
+    module.trainer.strategy.optimizers = [module.configure_optimizers()]
+    try:
+        module.on_fit_start()
+    except ValueError as error:
+        return "beside those that FSDP2 shards" in str(error)
+    return False
+
+
+def test_lightning_refuses_learned_weights_beside_sharded_ones(ranks: Ranks) -> None:
+    assert all(ranks.run(refused_beside_sharded_parameters, "UW", ranks=2))
+    assert not any(ranks.run(refused_beside_sharded_parameters, "LogSum", ranks=2))
+
+
+def test_lightning_logs_each_tasks_loss_in_validation(tmp_path: Path) -> None:
+    module, data = Validated(FAMO(NAMES)), few_labels()
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    (metrics,) = trainer.validate(module, DataLoader(data, BATCH), verbose=False)
+    means = (module.network.layers(data.features) - data.labels).square().nanmean(0).tolist()
+    found = [metrics[f"val_loss/{name}"] for name in NAMES]
+    assert found == pytest.approx(means, rel=1e-5)
+    assert "val_loss" in metrics
 
 
 def test_lightning_refuses_an_optimizer_without_the_learned_weights(tmp_path: Path) -> None:
@@ -522,3 +743,14 @@ def test_update_every_is_a_positive_int(
 ) -> None:
     with pytest.raises(ValueError, match=rf"`update_every` should be a positive int\. .* {every}"):
         train("FAMO", tmp_path, update_every=every)
+
+
+# Accelerate.
+
+
+def test_famo_learns_once_for_each_step_of_several_parts() -> None:
+    (block,) = [block for block in BLOCKS.values() if "accelerator.accumulate(" in block]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    scope = run(block.replace("steps % 10", "steps % 1"))
+    assert scope["steps"] == 4
+    assert scope["scalarizer"].updates.tolist() == [4, 4, 4]

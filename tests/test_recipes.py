@@ -102,12 +102,19 @@ def in_one_call(training: Training, index: int) -> Callable[[], Tensor]:
     return losses_of
 
 
-def in_parts(training: Training, index: int, function: str) -> Callable[[], Tensor]:
+def in_parts(training: Training, index: int, function: str, *scale: Any) -> Callable[[], Tensor]:
     scope = recipe(function)
     scope["model"] = training.model
     parts = list(zip(*(tensor.split(PARTS) for tensor in batch_at(index)), strict=True))
-    scope[function](training.scalarizer, parts)
+    scope[function](training.scalarizer, parts, *scale)
     return lambda: scope["mean_losses"](parts)
+
+
+def in_scaled_parts(training: Training, index: int) -> Callable[[], Tensor]:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    again = in_parts(training, index, "backward_in_two_passes", scaler.scale)
+    scaler.unscale_(training.optimizer)
+    return again
 
 
 def depends_on(method: Method) -> str:
@@ -133,8 +140,9 @@ def test_parts_equal_the_whole_batch(method: Method) -> None:
 
 @each_method
 def test_parts_in_two_passes_equal_the_whole_batch(method: Method) -> None:
-    found = trained(method, partial(in_parts, function="backward_in_two_passes"))
-    assert_same(found, trained(method, in_one_call))
+    expected = trained(method, in_one_call)
+    for backward in (partial(in_parts, function="backward_in_two_passes"), in_scaled_parts):
+        assert_same(trained(method, backward), expected)
 
 
 # Several closures in a step, and a second point.

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..check import check_optimizer
 from ..functional._checks import a_kind_of
-from ..functional._presence import fill_absent
-from ..modules import Scalarizer, Sum
-from ..modules.names import Losses, by_position
+from ..history import History
+from ..modules import Scalarizer
+from ._batch import Given, Means, is_empty, last_call, losses_and_mask, with_counts
 from ._start import start
 
 #: The scalarizer's state in a checkpoint, beside ``model.safetensors`` and ``optimizer.pt``.
@@ -34,15 +35,18 @@ class MultiTaskTrainer(Trainer):
     - the scalarizer learns from a step before a checkpoint of this step is written. Its state is in
       every checkpoint, as ``scalarizer.pt``, and a resumed run is bit-identical;
     - FAMO looks again after the first step and after every ``update_every``-th from there;
-    - if its tasks have names, the logs have the losses and the task weights of the last step, as
-      ``loss_<name>`` and ``weight_<name>``;
-    - ``eval_loss`` is the plain sum, which keeps its meaning while the task weights change.
+    - if its tasks have names, the logs have the losses and the task weights, as ``loss_<name>`` and
+      ``weight_<name>``, each the mean over the steps since the last log that have the task;
+    - ``eval_loss`` is the plain sum, which keeps its meaning while the task weights change, and
+      ``eval_loss_<name>`` the loss of each task, over the batches that have it.
 
     With ``gradient_accumulation_steps`` above 1, a step of Sum, Mean, Constant, UW, IMTL-L and DWA
-    has the mean of the gradients of its parts, and DWA counts each part as a batch. Every other
-    method needs the losses of the whole batch, which are the means over the parts that have the
-    task. So a forward pass of all parts without gradients comes first, and the step is that of the
-    whole batch. (Dropout draws anew in the second pass.)
+    has the mean of the gradients of its parts, and DWA counts each part as a batch. That is the
+    step of the whole batch only if all parts have equally many labels of every task. Every other
+    method needs the losses of the whole batch, and so do these if the first part of a step lacks a
+    task or :meth:`compute_losses` says how many labels it has. Then a forward pass of all parts
+    without gradients comes first, and the step is that of the whole batch. (Dropout draws anew in
+    the second pass.)
 
     Args:
         *args: as for ``Trainer``.
@@ -52,6 +56,7 @@ class MultiTaskTrainer(Trainer):
         update_every: the number of optimizer steps from one call of FAMO's ``update`` to the next,
             a positive int. Every tenth step is often as good as every step, at a tenth of the
             second forward passes. Where one task is solved early, it is not: take 1.
+        history: records each training step, if given.
         **options: as for ``Trainer``. An optimizer given as ``optimizers`` must have the parameters
             of the scalarizer, without weight decay.
 
@@ -59,7 +64,8 @@ class MultiTaskTrainer(Trainer):
         TypeError: ``scalarizer`` is not a :class:`~mtl_scalarize.Scalarizer`.
         ValueError: ``compute_loss_func`` or ``label_smoothing_factor`` is given, which would have
             no effect; or there are several GPUs in one process; or ``update_every`` is not a
-            positive int; or the scalarizers of the ranks differ.
+            positive int; or the scalarizers of the ranks differ; or the scalarizer has parameters
+            to learn and the training is one of DeepSpeed or FSDP2.
 
     Example::
 
@@ -70,12 +76,24 @@ class MultiTaskTrainer(Trainer):
     _scalar: Tensor  # of the whole batch, if the step is in parts
     _weights: Tensor  # its derivative in the losses of a part, times the number of parts
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Check that no other base class has a ``compute_loss``, which this one would hide."""
+        super().__init_subclass__(**options)
+        behind = cls.__mro__[cls.__mro__.index(MultiTaskTrainer) + 1 : cls.__mro__.index(Trainer)]
+        for base in behind:
+            if "compute_loss" in vars(base):
+                raise TypeError(
+                    f"`{cls.__name__}` hides `compute_loss` of `{base.__name__}`: override "
+                    "`compute_losses` in its place."
+                )
+
     def __init__(
         self,
         *args: Any,
         scalarizer: Scalarizer,
         scalarizer_lr: float = 1e-2,
         update_every: int = 10,
+        history: History | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(scalarizer, Scalarizer):
@@ -88,6 +106,12 @@ class MultiTaskTrainer(Trainer):
                 "`compute_loss_func` and `label_smoothing_factor` have no effect on the losses, "
                 "which are those of `compute_losses`: leave them out."
             )
+        learned = any(True for _ in scalarizer.parameters())
+        if learned and (self.is_deepspeed_enabled or getattr(self.accelerator, "is_fsdp2", False)):
+            raise ValueError(
+                f"{type(scalarizer).__name__} learns parameters of its own, which DeepSpeed and "
+                "FSDP2 do not step beside the model: take LogSum or FAMO."
+            )
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"Each process should have one GPU. Found {self.args.n_gpu}: start the program by "
@@ -97,6 +121,9 @@ class MultiTaskTrainer(Trainer):
         start(self.scalarizer, update_every)
         self.scalarizer_lr = scalarizer_lr
         self.update_every = update_every
+        self.history = history
+        self.looking_again = False
+        self._logged, self._evaluation = Means(), Means()
         self._parts: list[dict[str, Any]] = []
         # Or the Trainer would not divide the scalar by the number of parts.
         self.model_accepts_loss_kwargs = False
@@ -104,18 +131,21 @@ class MultiTaskTrainer(Trainer):
 
     def compute_losses(
         self, model: nn.Module, inputs: dict[str, Any]
-    ) -> tuple[Losses, Mapping[str, Any]]:
+    ) -> tuple[Given, Mapping[str, Any]]:
         """Compute the losses of a batch; to override for a model without the output ``"losses"``.
 
         It is called a second time by FAMO after some of the steps, and with gradient accumulation
-        by some methods before each: it should give the same losses for the same batch.
+        by some methods before each: it should give the same losses for the same batch. Then
+        ``self.looking_again`` is True, so that a metric is not updated twice.
 
         Args:
             model: the model, as it is wrapped for the training.
             inputs: the batch, on the device.
 
         Returns:
-            The losses, as the scalarizer takes them, and the other outputs of the model.
+            The losses, as the scalarizer takes them, and the other outputs of the model. In place
+            of the losses, ``(losses, mask)``, or ``(losses, mask, counts)`` with the number of
+            labels that each loss is the mean over, as a tensor or by name. The mask may be None.
 
         Raises:
             ValueError: the model returned no mapping, or one without ``"losses"``.
@@ -135,20 +165,35 @@ class MultiTaskTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> Any:
         """The scalar of the losses in training, and their sum in evaluation."""
-        training = torch.is_grad_enabled()
-        whole_batch = self.scalarizer.weights_depend_on == "losses"
-        in_parts = training and len(self._parts) > 1 and whole_batch
-        if in_parts and not self._begun:
-            self._begin_parts()
-        losses, outputs = self.compute_losses(model, inputs)
-        if not training:
-            loss = Sum(self.scalarizer.names or self.scalarizer.shape)(losses)
-        elif in_parts:
-            loss = self._share_of_part(losses)
+        given, outputs = self.compute_losses(model, inputs)
+        if not torch.is_grad_enabled():
+            loss = self._evaluated(given, inputs)
+        elif len(self._parts) > 1 and self._needs_the_whole_batch(given):
+            loss = self._share_of_part(given)
         else:
-            loss = self.scalarizer(losses)
-            self._note(*by_position(losses, None, self.scalarizer.names))
+            loss = self.scalarizer(*losses_and_mask(given))
+            self._note()
         return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """The Trainer's, with the mean of each task's loss over the batches that have the task."""
+        options = prediction_loss_only, ignore_keys, metric_key_prefix
+        self._evaluation = Means()
+        output = super().evaluation_loop(dataloader, description, *options)
+        if self._evaluation.totals is not None:
+            self._evaluation.totals = self.accelerator.reduce(self._evaluation.totals, "sum")
+            (means,) = self._evaluation.read()
+            output.metrics[f"{metric_key_prefix}_loss"] = means.nansum().item()
+            for name, mean in zip(self.scalarizer.names or (), means.tolist(), strict=False):
+                output.metrics[f"{metric_key_prefix}_loss_{name}"] = mean
+        return output
 
     def prediction_step(
         self,
@@ -168,15 +213,15 @@ class MultiTaskTrainer(Trainer):
     def get_batch_samples(self, *args: Any) -> Any:
         """The parts of the next step."""
         self._parts, number = super().get_batch_samples(*args)
-        self._begun = False
+        self._whole: bool | None = None  # whether the step begins with a look at all of them
         return self._parts, number
 
     def create_optimizer(self, *args: Any, **options: Any) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with a group for the parameters of the scalarizer."""
         given = self.optimizer is not None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **options)
-        if not given:
-            learned = list(self.scalarizer.parameters())
+        learned = list(self.scalarizer.parameters())
+        if learned and not given:
             group = {"params": learned, "lr": self.scalarizer_lr, "weight_decay": 0.0}
             optimizer.add_param_group(group)
         check_optimizer(self.scalarizer, optimizer)
@@ -193,59 +238,88 @@ class MultiTaskTrainer(Trainer):
             folder = get_last_checkpoint(self.args.output_dir)
         if folder:
             file = Path(folder) / SCALARIZER_FILE
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            self.scalarizer.load_state_dict(state)
+            if file.is_file():
+                state = torch.load(file, map_location="cpu", weights_only=True)
+                self.scalarizer.load_state_dict(state)
+            elif self.scalarizer.state_dict():
+                raise ValueError(
+                    f"{folder} should be a checkpoint of a `MultiTaskTrainer`. Found no "
+                    f"{SCALARIZER_FILE} in it: to go on from a plain Trainer, load the model's "
+                    "weights from it, and train without `resume_from_checkpoint`."
+                )
         return super().train(resume_from_checkpoint, *args, **options)
 
     def save_model(self, output_dir: str | None = None, *args: Any, **options: Any) -> None:
         """Save the model and the state of the scalarizer."""
+        if self.args.should_save:  # first, because the Trainer's may push the folder to the hub
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(self.scalarizer.state_dict(), folder / SCALARIZER_FILE)
         super().save_model(output_dir, *args, **options)
-        if self.args.should_save:
-            file = Path(output_dir or self.args.output_dir) / SCALARIZER_FILE
-            torch.save(self.scalarizer.state_dict(), file)
 
     def log(self, logs: dict[str, float], *args: Any) -> None:
         """Log also the losses and the task weights, if the tasks have names."""
-        if "loss" in logs and self.scalarizer.names is not None:
-            losses, mask, weights = self._noted
-            losses, mask = self.scalarizer._ranks.average(losses, mask)
-            losses = fill_absent(losses, torch.nan, mask=mask)
-            for kind, values in (("loss", losses), ("weight", weights)):
+        if "loss" in logs and self.scalarizer.names is not None and self._logged.totals is not None:
+            for kind, values in zip(("loss", "weight"), self._logged.read(), strict=True):
                 for name, value in zip(self.scalarizer.names, values.tolist(), strict=True):
                     logs[f"{kind}_{name}"] = value
         super().log(logs, *args)
 
-    def _note(self, losses: Tensor, mask: Tensor | None) -> None:
-        """Keep what :meth:`log` shows of the call just made, before the step changes the state."""
-        if self.scalarizer.names is not None:
-            self._noted = losses.detach(), mask, self.scalarizer.weights
+    def _note(self) -> None:
+        """Keep what :meth:`log` and a history show of the call just made, of all ranks."""
+        losses, mask = last_call(self.scalarizer)
+        present = torch.ones_like(losses) if mask is None else mask.to(losses.dtype)
+        self._logged.add(torch.stack([losses, self.scalarizer.weights]), present)
+        if self.history is not None:
+            self.history.record(losses, mask)
+
+    def _evaluated(self, given: Given, inputs: Any) -> Tensor:
+        """The sum of the losses, which are also kept for the means over the evaluation."""
+        if is_empty(given):
+            return torch.zeros((), device=self.args.device)
+        losses, number, _ = with_counts(given, self.scalarizer.names)
+        if not (isinstance(given, tuple) and len(given) > 2):
+            number = number * find_batch_size(inputs)
+        self._evaluation.add(losses[None], number)
+        return losses.sum()
+
+    def _needs_the_whole_batch(self, given: Given) -> bool:
+        """Decide at the first of the parts of a step, and look at all of them if it does."""
+        if self._whole is None:
+            *_, said = with_counts(given, self.scalarizer.names)
+            self._whole = said or self.scalarizer.weights_depend_on == "losses"
+            if self._whole:
+                self._begin_parts()
+        return self._whole
 
     @torch.no_grad()
     def _whole_batch(self) -> tuple[Tensor, Tensor]:
-        """The losses of the whole batch, and how many of its parts have each task."""
-        found, masks = [], []
-        for part in self._parts:
-            losses, _ = self.compute_losses(self.model_wrapped, self._prepare_inputs(part))
-            losses, mask = by_position(losses, None, self.scalarizer.names)
-            found.append(fill_absent(losses, 0.0, mask=mask))
-            masks.append(torch.ones_like(losses, dtype=torch.bool) if mask is None else mask)
-        number = torch.stack(masks).sum(dim=0)
-        return torch.stack(found).sum(dim=0) / number.clamp(min=1), number
+        """The losses of the whole batch, and how many labels it has of each task."""
+        found = []
+        self.looking_again = True
+        try:
+            for part in self._parts:
+                given, _ = self.compute_losses(self.model_wrapped, self._prepare_inputs(part))
+                found.append(with_counts(given, self.scalarizer.names)[:2])
+        finally:
+            self.looking_again = False
+        number = torch.stack([number for _, number in found]).sum(dim=0)
+        total = torch.stack([losses * number for losses, number in found]).sum(dim=0)
+        return total / number.where(number > 0, 1.0), number
 
     def _begin_parts(self) -> None:
         """Compute the scalar of the whole batch, before the first of its parts."""
         losses, number = self._whole_batch()
         losses = losses.requires_grad_()
         self._scalar = self.scalarizer(losses, number > 0)
-        self._note(losses, number > 0)
+        self._note()
         (weights,) = torch.autograd.grad(self._scalar, losses, retain_graph=True)
-        self._weights = len(self._parts) * weights / number.clamp(min=1)
-        self._begun = True
+        self._weights = len(self._parts) * weights / number.where(number > 0, 1.0)
 
-    def _share_of_part(self, losses: Losses) -> Tensor:
+    def _share_of_part(self, given: Given) -> Tensor:
         """The scalar as value; over the parts, the mean of the gradients is the scalar's."""
-        losses, mask = by_position(losses, None, self.scalarizer.names)
-        share = (self._weights * fill_absent(losses, 0.0, mask=mask)).sum()
+        losses, number, _ = with_counts(given, self.scalarizer.names)
+        share = (self._weights * number * losses).sum()
         # The gradient of what the scalarizer's own parameters learn comes with the first part.
         share = share + len(self._parts) * self._scalar
         self._scalar = self._scalar.detach()
