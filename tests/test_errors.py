@@ -20,14 +20,17 @@ from mtl_scalarize import (
     History,
     LogSum,
     Mean,
+    Scalarizer,
     check_optimizer,
     constant_combine,
+    dwa_combine,
     dwa_init,
     dwa_step,
     dwa_weights,
     famo_combine,
     famo_delta,
     famo_init,
+    famo_update,
     relobralo_init,
     relobralo_update,
     uw_loss,
@@ -36,6 +39,18 @@ from mtl_scalarize import (
 L = torch.ones(3)
 NAMED = UW(["a", "b"])
 ADAM = torch.optim.Adam([torch.ones(1)])
+
+
+def update_by_nothing() -> None:
+    scalarizer = FAMO(3)
+    scalarizer(L)
+    scalarizer.update(lambda: None)
+
+
+class WithoutReturn(Scalarizer):
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> None:
+        losses.reciprocal()
+
 
 #: A call, and what a user needs to read; "..." is any text.
 CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
@@ -51,7 +66,60 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: FAMO((2, 0)), ValueError, "`shape` ... at least one task. Found `shape = (2, 0)`"),
     (lambda: UW([]), ValueError, "`shape` ... at least one task. Found `shape = []`"),
     (lambda: LogSum(["a", "b"]), TypeError, "`min_losses` ... numbers... ['a', 'b']: ... `shape`"),
-    (lambda: DWA("a"), TypeError, "`temperature` ... numbers. Found 'a': ... as `shape`"),
+    (lambda: FAMO(2, lr="1e-3"), TypeError, "`lr` ... a number or a 0-d tensor. Found a str"),
+    (lambda: LogSum({"a": 0.0}), ValueError, "`min_losses` ... no mapping without `shape=[...]`"),
+    (lambda: LogSum(L > 0), TypeError, "`min_losses` ... real numbers... a mask is given as"),
+    (lambda: Constant([]), ValueError, "`weights` ... at least one entry"),
+    (
+        lambda: LogSum()(L[:0]),
+        ValueError,
+        "`losses` ... at least one entry... a mask that is False",
+    ),
+    (lambda: LogSum()([4.0, 1.0]), TypeError, "`losses` ... Found a list."),
+    (lambda: UW(3)(L, L), ValueError, "`mask` ... use `mask.bool()`"),
+    (lambda: UW(3)(L, (L > 0).to("meta")), ValueError, "`mask` ... on cpu. Found meta: move it"),
+    (
+        lambda: uw_loss(L.to("meta"), L),
+        ValueError,
+        "`losses` ... on cpu. Found meta: ... `log_var`",
+    ),
+    (
+        lambda: dwa_combine(dwa_init(3), L),
+        TypeError,
+        "`state` ... a DWAState. Found a Tensor: a mod",
+    ),
+    (lambda: famo_update(dwa_init(3), L), TypeError, "`state` ... a FAMOState. Found a DWAState"),
+    (
+        lambda: dwa_init(3, dtype=torch.int32),
+        TypeError,
+        "`dtype` ... floating dtype ... torch.int32",
+    ),
+    (
+        lambda: famo_init(3, dtype=torch.cfloat),
+        TypeError,
+        "`dtype` ... floating... torch.complex64",
+    ),
+    (
+        lambda: setattr(FAMO(2), "state", dwa_init(2)),
+        TypeError,
+        "`state` ... FAMOState. ... a DWAS",
+    ),
+    (
+        lambda: setattr(FAMO(2), "state", famo_init(3)),
+        ValueError,
+        "`state` ... (2,)... Found ... (3",
+    ),
+    (
+        lambda: setattr(DWA(), "temprature", 1.0),
+        AttributeError,
+        "no `temprature`: use `temperature`",
+    ),
+    (
+        lambda: update_by_nothing(),
+        TypeError,
+        "`losses` should return ... a function that returns N",
+    ),
+    (lambda: WithoutReturn()(L), TypeError, "`weigh` should return the task weights"),
     (lambda: LogSum([L[0].requires_grad_()]), ValueError, "`min_losses` ... no gradient"),
     (lambda: LogSum()(L[0], L[1]), ValueError, "`mask` ... all losses ... `torch.stack(losses)`"),
     (lambda: UW(3)(L.sum()), ValueError, "`losses` ... (3,)... a single loss... balances nothing"),
@@ -87,7 +155,7 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: NAMED({"b": L}), ValueError, "`losses['b']` ... a 0-d tensor... take its mean"),
     (lambda: NAMED({"b": L[:1]}), ValueError, "`losses['b']` ... a 0-d tensor... squeeze it"),
     (lambda: NAMED({"b": None}), TypeError, "`losses['b']` ... None: leave an absent task out"),
-    (lambda: NAMED({"b": 1.0}), TypeError, "`losses['b']` ... a floating-point tensor... a float"),
+    (lambda: NAMED({"b": 1.0}), TypeError, "`losses['b']` ... Found 1.0: ... not its `.item()`"),
     (lambda: NAMED({}), ValueError, "`losses` ... 'a', 'b'... a tensor and a mask that is False"),
     (lambda: NAMED({"a": L[0]}, L[:1] > 0), ValueError, "`mask` ... (2,)... `mask.shape = (1,)`"),
     (lambda: History(UW(3), capacity=3), ValueError, "`capacity` ... positive, even int... = 3"),

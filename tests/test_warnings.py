@@ -39,6 +39,17 @@ MISTAKES: dict[str, tuple[Callable[[], Scalarizer], Callable[[Scalarizer], objec
         "parameters of UW are frozen",
     ),
     "LogSum of a sum": (LogSum, lambda s: s(needing_grad().sum()), r"single loss.*torch\.stack"),
+    "LogSum of one": (LogSum, lambda s: s(needing_grad()[:1]), r"shape \(1,\): a single loss"),
+    "a batch": (
+        LogSum,
+        lambda s: s(needing_grad().expand(2, 3)),
+        r"each entry is a task.*the mean",
+    ),
+    "FAMO, update by the losses of the call": (
+        lambda: FAMO(3),
+        lambda s: [s(losses := needing_grad()), s.update(losses)],
+        "given the losses of the last call: compute the losses",
+    ),
     "DWA of a sum": (DWA, lambda s: s(needing_grad().sum()), "single loss"),
     "DWA, eval": (
         lambda: DWA(shape=3).eval(),
@@ -57,7 +68,7 @@ MISTAKES: dict[str, tuple[Callable[[], Scalarizer], Callable[[Scalarizer], objec
     ),
     "FAMO, an update forgotten": (
         lambda: FAMO(3),
-        lambda s: [s(L), s.update(L), [s(L) for _ in range(100)]],
+        lambda s: [s(L), s.update(0.5 * L), [s(L) for _ in range(100)]],
         "FAMO learned nothing from its last 100 calls",
     ),
     "FAMO, update in eval": (
@@ -77,8 +88,8 @@ MISTAKES: dict[str, tuple[Callable[[], Scalarizer], Callable[[Scalarizer], objec
     ),
 }
 
-#: Those that change what a graph depends on.
-RECOMPILED = {"UW, frozen later", "DWA of a sum"}
+#: Those that change what a graph depends on, and one that is not looked for in a graph.
+RECOMPILED = {"UW, frozen later", "DWA of a sum", "FAMO, update by the losses of the call"}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -132,12 +143,12 @@ def test_famo_may_wait_99_calls_for_an_update() -> None:
                 scalarizer(needing_grad())
                 with torch.no_grad():
                     scalarizer(L)  # does not count
-            scalarizer.update(L)
+            scalarizer.update(0.5 * L)
 
 
 @pytest.mark.parametrize("make", [DWA, LogSum, STCH])
 def test_a_count_in_place_of_another_argument_warns(make: type[Scalarizer]) -> None:
-    with pytest.warns(UserWarning, match=rf"{make.__name__}\(3\) .* pass `shape=3`"):
+    with pytest.warns(UserWarning, match=f"{make.__name__} has the .* pass `shape=3`"):
         make(3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -13,31 +13,35 @@ _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_tensors(mask: Tensor | None, /, **tensors: Tensor) -> None:
-    """Check that tensors are floating and of one shape, and the mask boolean and of that shape.
+    """Check that tensors are floating, and the mask boolean, all of one shape and on one device.
 
     Args:
         mask: the mask, or None.
-        tensors: by the name that an error calls them. The first sets the shape of all.
+        tensors: by the name that an error calls them. The first sets shape and device of all.
 
     Raises:
         TypeError: a tensor is not a floating-point tensor, or the mask not a tensor.
-        ValueError: a shape is not that of the first tensor, or the mask is not boolean.
+        ValueError: a shape or a device is not that of the first tensor, or the mask is not boolean.
 
     Example:
         >>> check_tensors(None, losses=torch.ones(3), weights=torch.ones(2))
         Traceback (most recent call last):
         ValueError: `weights` should have shape (3,), the shape of `losses`. Found ...
     """
-    shape = None
+    first = None
     for tensor in tensors.values():
         if not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATING:
             _explain(mask, tensors)
-        if shape is None:
-            shape = tensor.shape
-        elif tensor.shape != shape:
+        if first is None:
+            first = tensor
+        elif tensor.shape != first.shape or tensor.device != first.device:
             _explain(mask, tensors)
     if mask is not None and not (
-        isinstance(mask, Tensor) and mask.dtype is torch.bool and mask.shape == shape
+        isinstance(mask, Tensor)
+        and mask.dtype is torch.bool
+        and first is not None
+        and mask.shape == first.shape
+        and mask.device == first.device
     ):
         _explain(mask, tensors)
 
@@ -50,27 +54,33 @@ def a_kind_of(value: object) -> str:
 
 def _explain(mask: object, tensors: Mapping[str, Tensor]) -> NoReturn:
     """Raise the error of `check_tensors`."""
-    owner, shape = "", torch.Size()
+    owner, first = "", torch.empty(0)
     for name, tensor in tensors.items():
         expected = f"`{name}` should be a floating-point tensor."
         if not isinstance(tensor, Tensor):
-            stack = name == "losses" and isinstance(tensor, (list, tuple))
-            advice = ": use `torch.stack(losses)`" if stack else ""
+            listed = type(tensor) in (list, tuple) and all(isinstance(e, Tensor) for e in tensor)
+            advice = ": use `torch.stack(losses)`" if name == "losses" and listed else ""
             raise TypeError(f"{expected} Found {a_kind_of(tensor)}{advice}.")
         if tensor.dtype not in _FLOATING:
             raise TypeError(f"{expected} Found `{name}.dtype = {tensor.dtype}`.")
         if owner:
-            check_shape(name, tensor, shape, owner)
+            check_shape(name, tensor, first.shape, owner)
+            check_device(name, tensor, first.device, f"move it to that of `{owner}`")
         else:
-            owner, shape = name, tensor.shape
+            owner, first = name, tensor
     expected = "`mask` should be a boolean tensor."
     if not isinstance(mask, Tensor):
         raise TypeError(f"{expected} Found {a_kind_of(mask)}.")
     if mask.dtype != torch.bool:
-        several = mask.is_floating_point()  # perhaps `scalarizer(a, b)`
-        advice = ": pass all losses as one tensor, `torch.stack(losses)`" if several else ""
+        advice = ""
+        if mask.ndim and mask.shape == first.shape:
+            advice = ": use `mask.bool()`"
+        elif mask.is_floating_point():  # perhaps `scalarizer(a, b)`
+            advice = ": pass all losses as one tensor, `torch.stack(losses)`"
         raise ValueError(f"{expected} Found `mask.dtype = {mask.dtype}`{advice}.")
-    raise _shape_error("mask", mask, shape, owner)
+    check_shape("mask", mask, first.shape, owner)
+    check_device("mask", mask, first.device, f"move it to that of `{owner}`")
+    raise AssertionError
 
 
 def check_shape(name: str, tensor: Tensor, shape: Sequence[int] | None, owner: str) -> None:
@@ -92,6 +102,15 @@ def check_device(name: str, tensor: Tensor, device: torch.device, advice: str) -
     """Check that ``tensor`` is on ``device``."""
     if tensor.device != device:
         raise ValueError(f"`{name}` should be on {device}. Found {tensor.device}: {advice}.")
+
+
+def check_state(state: object, kind: type) -> None:
+    """Check that a state is one of its method."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"`state` should be a {kind.__name__}. Found {a_kind_of(state)}: a module has it as "
+            "`scalarizer.state`."
+        )
 
 
 def check_scalar(name: str, value: float | Tensor) -> None:
@@ -132,8 +151,11 @@ def check_scalar_or_shape(
 ) -> None:
     """Check what is one finite number for all tasks, or one for each in a tensor of ``shape``."""
     if isinstance(value, Tensor):
-        if value.is_complex():
-            raise TypeError(f"`{name}` should be real. Found `{name}.dtype = {value.dtype}`.")
+        if value.is_complex() or value.dtype is torch.bool:
+            advice = ": a mask is given as `mask=`" if value.dtype is torch.bool else ""
+            raise TypeError(
+                f"`{name}` should be real numbers. Found `{name}.dtype = {value.dtype}`{advice}."
+            )
         if value.ndim > 0:
             check_shape(name, value, shape, owner)
     elif not isinstance(value, (int, float)):

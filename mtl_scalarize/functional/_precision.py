@@ -13,6 +13,17 @@ def at_least_float32(*dtypes: torch.dtype) -> torch.dtype:
     return result
 
 
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a new state, if ``dtype`` is asked for: at least float32.
+
+    Raises:
+        TypeError: ``dtype`` is not a floating dtype of torch.
+    """
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"`dtype` should be a floating dtype of torch. Found {dtype!r}.")
+    return at_least_float32(dtype)
+
+
 def default_dtype() -> torch.dtype:
     """The dtype of a module's new state: torch's default, and never less than float32."""
     return at_least_float32(torch.get_default_dtype())

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import as_shape, check_positive, check_tensors
-from ._precision import at_least_float32, in_common_dtype, scalar_in
+from ._checks import as_shape, check_positive, check_state, check_tensors
+from ._precision import in_common_dtype, scalar_in, state_dtype
 from ._presence import convex_weights, fill_absent, finite_and_present
 from ._saving import saveable
 from .constant import constant_combine
@@ -58,7 +58,7 @@ def dwa_init(
         >>> dwa_init(3).epoch_weights
         tensor([1., 1., 1.])
     """
-    last = torch.zeros(as_shape(shape), dtype=at_least_float32(dtype), device=device)
+    last = torch.zeros(as_shape(shape), dtype=state_dtype(dtype), device=device)
     return DWAState(
         mean=last.clone(),
         count=torch.zeros_like(last, dtype=torch.int64),
@@ -89,6 +89,7 @@ def dwa_accumulate(state: DWAState, losses: Tensor, *, mask: Tensor | None = Non
         >>> state.mean, state.count
         (tensor([3., 0.]), tensor([1, 0]))
     """
+    check_state(state, DWAState)
     check_tensors(mask, state=state.mean, losses=losses)
     change = (losses.to(state.mean.dtype) - state.mean) / (state.count + 1)
     counted, change = finite_and_present(change, mask=mask)
@@ -123,6 +124,7 @@ def dwa_step(state: DWAState, temperature: float | Tensor = 2.0) -> DWAState:
         >>> dwa_step(state).last
         tensor([3., 2.])
     """
+    check_state(state, DWAState)
     seen = state.count > 0
     last = torch.where(seen, state.mean, state.last)
     previous = torch.where(seen, state.last, state.previous)
@@ -209,4 +211,5 @@ def dwa_combine(losses: Tensor, state: DWAState, *, mask: Tensor | None = None) 
         >>> dwa_combine(torch.tensor([4.0, 1.0]), dwa_init(2))
         tensor(5.)
     """
+    check_state(state, DWAState)
     return constant_combine(losses, state.epoch_weights, mask=mask)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ._adam import adam_step
 from ._bounds import EPS, above_bound
-from ._checks import as_shape, check_scalar, check_scalar_or_shape, check_tensors
-from ._precision import at_least_float32, in_common_dtype
+from ._checks import as_shape, check_scalar, check_scalar_or_shape, check_state, check_tensors
+from ._precision import in_common_dtype, state_dtype
 from ._presence import convex_weights, fill_absent, finite_and_present, softmax
 from ._saving import saveable
 
@@ -59,7 +59,7 @@ def famo_init(
         >>> famo_init(3).logits
         tensor([0., 0., 0.])
     """
-    logits = torch.zeros(as_shape(shape), dtype=at_least_float32(dtype), device=device)
+    logits = torch.zeros(as_shape(shape), dtype=state_dtype(dtype), device=device)
     return FAMOState(
         logits=logits,
         first_moment=logits.clone(),
@@ -231,6 +231,7 @@ def famo_update(
         >>> famo_update(famo_init(2), torch.tensor([0.7, 0.0])).logits  # the second fell less
         tensor([-0.0250,  0.0250])
     """
+    check_state(state, FAMOState)
     check_tensors(mask, state=state.logits, delta=delta)
     check_scalar("lr", lr)
     check_scalar("weight_decay", weight_decay)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import as_shape, check_tensors, check_unit_interval
-from ._precision import at_least_float32, scalar_in
+from ._checks import as_shape, check_state, check_tensors, check_unit_interval
+from ._precision import scalar_in, state_dtype
 from ._presence import finite_and_present
 from ._saving import saveable
 from .dwa import dwa_weights
@@ -54,7 +54,7 @@ def relobralo_init(
         >>> relobralo_init(3).running_weights
         tensor([1., 1., 1.])
     """
-    weights = torch.ones(as_shape(shape), dtype=at_least_float32(dtype), device=device)
+    weights = torch.ones(as_shape(shape), dtype=state_dtype(dtype), device=device)
     return ReLoBRaLoState(weights, torch.zeros_like(weights), torch.zeros_like(weights))
 
 
@@ -149,6 +149,7 @@ def relobralo_update(
         >>> state.running_weights  # the second fell less
         tensor([0.9013, 1.0987])
     """
+    check_state(state, ReLoBRaLoState)
     check_tensors(mask, state=state.running_weights, losses=losses)
     check_unit_interval("lookback", lookback)
     check_unit_interval("alpha", alpha)

@@ -6,7 +6,7 @@ No check waits for the device or adds to a compiled graph.
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 import torch.distributed as dist
@@ -65,7 +65,8 @@ def wasted_call(
     if not training and buffers and losses.requires_grad:
         return (
             f"{method} does not learn in `eval()`, and the losses require gradients: call "
-            "`scalarizer.train()` in training, and use `torch.no_grad()` in evaluation."
+            "`scalarizer.train()` in training, and in evaluation use `torch.no_grad()` or detach "
+            "the losses."
         )
     if training and parameters and not losses.requires_grad:
         return (
@@ -109,21 +110,37 @@ def constant_for_absent(losses: Mapping[str, Tensor]) -> str | None:
     )
 
 
-def single_loss(losses: Tensor, shape: tuple[int, ...] | None) -> str | None:
-    """The losses were summed before the call, and no shape says that there is only one."""
-    if losses.ndim or shape is not None:
+def unlikely_shape(losses: Tensor, shape: tuple[int, ...] | None) -> str | None:
+    """No shape was given, and these losses were summed before, or not averaged over the batch."""
+    if shape is not None or (losses.ndim == 1 and len(losses) > 1):
+        return None
+    found = f"The losses have the shape {tuple(losses.shape)}"
+    if losses.numel() == 1:
+        return (
+            f"{found}: a single loss, which balances nothing. Pass one loss for each task, "
+            "`torch.stack(losses)`."
+        )
+    return (
+        f"{found}, and each entry is a task. If the first dimension is the batch, take the mean "
+        f"over it; if not, pass `shape={tuple(losses.shape)}` to the constructor."
+    )
+
+
+def losses_of_the_call(losses: object, last: tuple[Any, ...] | None) -> str | None:
+    """``update`` is given the very losses of the last call."""
+    if not last or not isinstance(losses, Tensor) or losses.data_ptr() != last[0].data_ptr():
         return None
     return (
-        "The losses are a 0-d tensor, a single loss, which balances nothing: pass one loss for "
-        "each task, `torch.stack(losses)`."
+        "`update` was given the losses of the last call: compute the losses of the batch again, "
+        "after the optimizer's step."
     )
 
 
 def looks_like_tasks(method: str, argument: str, value: object) -> str | None:
     """An int above 1 in another argument is probably meant as the number of tasks."""
-    if not isinstance(value, int) or value < 2:
+    if isinstance(value, Tensor) or not isinstance(value, SupportsIndex) or int(value) < 2:
         return None
     return (
-        f"{method}({value}) has the {argument} {value} and no shape. If {value} is the number of "
+        f"{method} has the {argument} {value} and no shape. If {value} is the number of "
         f"tasks, pass `shape={value}`; if not, `{argument}={value}.0`."
     )

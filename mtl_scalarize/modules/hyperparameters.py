@@ -1,6 +1,7 @@
 """Hyperparameters: declared once in the class of a method, checked wherever they are assigned."""
 
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,7 @@ class Hyperparameter:
         name, check, shape = self.argument, self.check, module.shape
         if not isinstance(value, Tensor) and hasattr(value, "tolist"):  # NumPy's
             value = value.tolist()
-        words = [value] if isinstance(value, str) else value
-        if isinstance(words, (list, tuple)) and any(isinstance(word, str) for word in words):
+        if isinstance(value, (list, tuple)) and any(isinstance(each, str) for each in value):
             raise TypeError(
                 f"`{name}` should be numbers. Found {value!r}: names of tasks are given as `shape`."
             )
@@ -77,8 +77,10 @@ class Hyperparameter:
                     f"no graph: use the pure functions). Found {value!r}."
                 )
             check(name, value)
+            if not value.numel():
+                raise ValueError(f"`{name}` should have at least one entry. Found {value!r}.")
             value = value.detach().to(at_least_float32(value.dtype), copy=True)
-            numbers = [number.item() for number in value.aminmax()] if value.numel() else []
+            numbers = [number.item() for number in value.aminmax()]
         for number in numbers if isinstance(value, Tensor) else [value]:
             check(name, number)
         if self.expand:
@@ -92,7 +94,7 @@ class Hyperparameter:
             incomplete = self.default is None and len(value) < len(names)
             if incomplete or not set(value) <= set(names):
                 tasks = (
-                    f"of the tasks {quoted(names)}" if names else "no mapping: there are no names"
+                    f"of the tasks {quoted(names)}" if names else "no mapping without `shape=[...]`"
                 )
                 raise ValueError(f"`{self.argument}` should be {tasks}. Found {quoted(value)}.")
             value = [value.get(task, self.default) for task in names]
@@ -119,12 +121,19 @@ class Configurable(nn.Module):
         self._examined: set[tuple[object, ...]] = set()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Let a hyperparameter check what it is given, also an ``nn.Parameter``."""
+        """Let a hyperparameter check what it is given, also an ``nn.Parameter``.
+
+        Raises:
+            AttributeError: ``name`` is new, and almost that of a hyperparameter.
+        """
         declared = getattr(type(self), name, None)
         if isinstance(declared, Hyperparameter):
             declared.__set__(self, value)
-        else:
-            super().__setattr__(name, value)
+            return
+        if not hasattr(self, name):
+            for meant in get_close_matches(name, self.__dict__.get("_given", ()), cutoff=0.8):
+                raise AttributeError(f"{type(self).__name__} has no `{name}`: use `{meant}`.")
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         """The shape, or the names, and the hyperparameters that are not at their defaults."""

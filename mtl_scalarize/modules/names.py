@@ -63,8 +63,11 @@ def by_position(
         loss, key = losses[name], f"losses[{name!r}]"
         if name not in known:
             raise ValueError(f"`losses` should be of the tasks {quoted(names)}. Found {name!r}.")
-        if loss is None:
-            raise TypeError(f"`{key}` should be a tensor. Found None: leave an absent task out.")
+        if loss is None or isinstance(loss, (int, float)):
+            raise TypeError(
+                f"`{key}` should be a tensor. Found {loss}: leave an absent task out, and pass a "
+                "loss itself, not its `.item()`."
+            )
         check_tensors(None, **{key: loss})
         if loss.ndim:
             reduced = f"{loss!r}: take its mean" if loss.numel() > 1 else f"{loss!r}: squeeze it"

@@ -21,7 +21,7 @@ def keeping_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
     return convert
 
 
-def check_state(state: Mapping[str, Tensor | None], losses: Tensor) -> None:
+def check_kept(state: Mapping[str, Tensor | None], losses: Tensor) -> None:
     """Check that nothing around a module has cast its state below float32, or left it behind.
 
     Raises:
@@ -50,4 +50,7 @@ def computed(losses: Losses | Callable[[], Losses]) -> Losses:
     if not torch.compiler.is_compiling():
         torch.clear_autocast_cache()  # autocast keeps the network's weights of before the step
     with torch.no_grad():
-        return losses()
+        found = losses()
+    if found is None:
+        raise TypeError("`losses` should return the losses. Found a function that returns None.")
+    return found

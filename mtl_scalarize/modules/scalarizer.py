@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..distributed import share_first_state
 from ..functional import check_tensors, constant_combine
-from ..functional._checks import check_shape
+from ..functional._checks import check_shape, check_state
 from ..functional._precision import at_least_float32, default_dtype, in_common_dtype
 from . import cautions
 from .hyperparameters import Configurable
 from .names import Losses, Shape, by_position, check_names, names_and_shape, save_names
-from .precision import check_state, computed, examine_loaded, keeping_float32
+from .precision import check_kept, computed, examine_loaded, keeping_float32
 from .ranks import Ranks
 
 # True inside a transform of `torch.func`, whose tensors end with it. Private, without a public
@@ -111,7 +111,10 @@ class Scalarizer(Configurable, ABC):
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         """The scalar, of shape (). By default the sum of the losses times :meth:`weigh`."""
-        return constant_combine(losses, self.weigh(losses, mask), mask=mask)
+        weights = self.weigh(losses, mask)
+        if weights is None:  # of a sum, for `constant_combine`
+            raise TypeError("`weigh` should return the task weights. Found None.")
+        return constant_combine(losses, weights, mask=mask)
 
     @abstractmethod
     def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
@@ -141,8 +144,11 @@ class Scalarizer(Configurable, ABC):
         if type(self).learn_again is Scalarizer.learn_again or self._idle("update"):
             return
         mask = self._ranks.own_mask if mask is None else mask
+        losses = computed(losses)
+        if not (torch.compiler.is_compiling() or in_transform()):
+            self._cautions.warn(cautions.losses_of_the_call(losses, self._last_call))
         with torch.enable_grad():  # `prepare` takes a call without gradients for a validation
-            losses, mask = self.prepare(computed(losses), mask)
+            losses, mask = self.prepare(losses, mask)
         self.learn_again(losses.detach(), mask)
 
     def step(self) -> None:
@@ -233,13 +239,18 @@ class Scalarizer(Configurable, ABC):
     def _examine(self, losses: Tensor) -> None:
         """Run the checks that are needed once for each shape, dtype, device and mode."""
         check_tensors(None, losses=losses)
+        if not (torch.compiler.is_compiling() or losses.numel()):
+            raise ValueError(
+                "`losses` should have at least one entry. Found none: pass over a batch without "
+                "tasks, or pass all losses and a mask that is False everywhere."
+            )
         check_shape("losses", losses, self.shape, "scalarizer")
-        check_state(self._parameters | self._buffers, losses)
+        check_kept(self._parameters | self._buffers, losses)
         self.move_hyperparameters(lambda _: losses.device)
         if torch.is_grad_enabled() and not in_transform():
             method, state = type(self).__name__, (self._parameters, self._buffers)
             self._cautions.warn(cautions.wasted_call(method, losses, self.training, *state))
-            self._cautions.warn(cautions.single_loss(losses, self.shape))
+            self._cautions.warn(cautions.unlikely_shape(losses, self.shape))
             if self.training and self.weights_depend_on != "nothing" and not self._ranks.group:
                 self._cautions.warn(cautions.ranks_alone(method))
 
@@ -299,8 +310,11 @@ class Stateful(Scalarizer):
 
     @state.setter
     def state(self, new: Sequence[Tensor]) -> None:
-        for name, value in zip(self._state_type._fields, new, strict=True):
-            buffer: Any = self._buffers[name]
+        check_state(new, self._state_type)
+        pairs = list(zip(self.state, new, strict=True))
+        for buffer, value in pairs:
+            check_shape("state", value, buffer.shape, "scalarizer")
+        for buffer, value in pairs:
             if value is not buffer:
                 buffer.copy_(value)
 
@@ -312,7 +326,7 @@ class Stateful(Scalarizer):
     def prepare(self, losses: Losses, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.shape is None and isinstance(losses, Tensor):
             check_tensors(mask, losses=losses)
-            self._cautions.warn(cautions.single_loss(losses, self.shape))
+            self._cautions.warn(cautions.unlikely_shape(losses, self.shape))
             self.shape = tuple(losses.shape)
             self._create(losses)
         return super().prepare(losses, mask)
