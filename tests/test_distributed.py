@@ -204,6 +204,13 @@ def sharded_network(model: Model, group: Group) -> Callable[..., Tensor]:
     return model
 
 
+def sharded_twice(model: Model, group: Group) -> Callable[..., Tensor]:
+    """Hybrid sharding, whose dimensions are both data parallel."""
+    shape, names = (2, group.size() // 2), ("replicate", "shard")
+    fully_shard(model.network, mesh=init_device_mesh("cpu", shape, mesh_dim_names=names))
+    return model
+
+
 def in_one_graph(model: Model, group: Group) -> Callable[..., Tensor]:
     """Without DDP, at which the graph would break: the gradients are averaged by hand."""
 
@@ -225,6 +232,7 @@ WAYS = {
     "DDP around the network": around_the_network,
     "DDP around the model": around_the_model,
     "FSDP2 around the network": sharded_network,
+    "HSDP around the network": sharded_twice,
     "one graph": in_one_graph,
 }
 
@@ -293,6 +301,7 @@ def assert_equal_to_one_process(states: list[State], expected: State) -> None:
         {"ranks": 4},
         {"way": "DDP around the model"},
         {"way": "FSDP2 around the network"},
+        {"ranks": 4, "way": "HSDP around the network"},
         {"way": "one graph", "presence": "sparse"},
         {"ranks": 3, "presence": "lack in turns"},
         {"ranks": 3, "presence": "lack in turns", "named": True},

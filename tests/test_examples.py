@@ -82,6 +82,7 @@ def write_molecules() -> None:
 
 PROGRAMS = {
     "digits": Program(rf"FAMO(?: *{SPREAD}){{5}} +{NUMBER}"),
+    "detection": Program(rf"UW( +{NUMBER}){{4}}", writes=None, flags="--method UW"),
     "distributed": Program(
         METRICS,
         r"between any two ranks +0\.0e\+00 +0\.0e\+00",

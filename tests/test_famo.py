@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import pytest
@@ -285,3 +286,32 @@ def test_a_copy_made_between_a_call_and_its_update_may_update() -> None:
         each.update(torch.tensor([0.5, 1.0]))
     torch.testing.assert_close(twin.state, scalarizer.state, rtol=0, atol=0)
     assert twin.updates.tolist() == [1, 1]
+
+
+def test_a_second_derivative_takes_the_weights_and_not_the_scalar() -> None:
+    """The loss after a step, in the logits: the factor that is held has a derivative."""
+    target = torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 2.0]], dtype=torch.float64)
+    start = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    logits = torch.tensor([0.5, -1.0, 0.2], dtype=torch.float64)
+
+    def losses_of(w: Tensor) -> Tensor:
+        return (w - target).square().sum(dim=1)
+
+    def by_weights(logits: Tensor) -> Tensor:
+        losses, pullback = torch.func.vjp(losses_of, start)
+        return pullback(famo_weights(losses, logits))[0]
+
+    def by_scalar(logits: Tensor) -> Tensor:
+        return torch.func.grad(lambda w: famo_combine(losses_of(w), logits))(start)
+
+    def after(logits: Tensor, direction: Callable[[Tensor], Tensor]) -> Tensor:
+        return losses_of(start - 0.1 * direction(logits)).log().sum()
+
+    steps = 1e-6 * torch.eye(3, dtype=torch.float64)
+    expected = torch.stack(
+        [(after(logits + e, by_weights) - after(logits - e, by_weights)) / 2e-6 for e in steps]
+    )
+    torch.testing.assert_close(by_scalar(logits), by_weights(logits))
+    right, wrong = (torch.func.grad(after)(logits, way) for way in (by_weights, by_scalar))
+    torch.testing.assert_close(right, expected, rtol=1e-6, atol=1e-9)
+    assert (wrong - expected).abs().max() > 0.1 * expected.abs().max()
