@@ -110,9 +110,9 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
         "`state` ... (2,)... Found ... (3",
     ),
     (
-        lambda: setattr(DWA(), "temprature", 1.0),
+        lambda: setattr(DWA(), "temperatures", 1.0),
         AttributeError,
-        "no `temprature`: use `temperature`",
+        "no `temperatures`: use `temperature`",
     ),
     (
         lambda: update_by_nothing(),
