@@ -6,15 +6,17 @@ What they train is compared with a plain training: one process, one call a step,
 import ast
 from collections.abc import Callable
 from functools import cache, partial
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from methods import EPOCH, METHODS, Method
-from test_docs import BLOCKS
+from test_docs import BLOCKS, DOCS
 from torch import Tensor, nn
 
-from mtl_scalarize import FAMO
+from mtl_scalarize import FAMO, Sum
 
 NAMES = ("depth", "normals", "edges")
 TASKS = len(NAMES)
@@ -143,6 +145,44 @@ def test_parts_in_two_passes_equal_the_whole_batch(method: Method) -> None:
     expected = trained(method, in_one_call)
     for backward in (partial(in_parts, function="backward_in_two_passes"), in_scaled_parts):
         assert_same(trained(method, backward), expected)
+
+
+# The loop that has everything.
+
+
+def loop(name: str) -> Any:
+    pytest.importorskip("tensorboard")
+    spec = spec_from_file_location(name, DOCS / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def states(saved: dict[str, Any], *leave_out: str) -> dict[str, Any]:
+    return {name: part.state_dict() for name, part in saved.items() if name not in leave_out}
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not m.lazy], ids=str)
+def test_the_converted_loop_resumes_bit_identically_and_takes_parts(
+    method: Method, tmp_path: Path
+) -> None:
+    train = partial(loop("loop_after").train, make=method.make)
+    whole, best = train(3, tmp_path / "whole")
+    train(2, tmp_path / "parts")
+    resumed, found = train(3, tmp_path / "parts")
+    torch.testing.assert_close(states(resumed), states(whole), rtol=0, atol=0)
+    assert found == best
+    at_once, _ = train(3, tmp_path / "at once", parts=1)
+    found, expected = (states(each, "optimizer") for each in (at_once, whole))
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)  # half precision
+
+
+def test_the_converted_loop_takes_the_steps_of_the_old_one_with_a_sum(tmp_path: Path) -> None:
+    after, _ = loop("loop_after").train(2, tmp_path / "after", make=Sum)
+    before, _ = loop("loop_before").train(2, tmp_path / "before")
+    found = states(after, "scalarizer", "optimizer", "schedule")
+    expected = states(before, "optimizer", "schedule")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 # Several closures in a step, and a second point.
