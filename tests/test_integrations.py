@@ -32,6 +32,7 @@ from lightning.pytorch.callbacks import (  # noqa: E402
     StochasticWeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
+from lightning.pytorch.tuner import Tuner  # noqa: E402
 
 from mtl_scalarize.integrations.lightning import MultiTaskModule  # noqa: E402
 from mtl_scalarize.integrations.transformers import MultiTaskTrainer  # noqa: E402
@@ -661,6 +662,32 @@ def test_lightnings_averaging_of_weights_may_need_a_pass_for_batch_norm(tmp_path
     fit(module, tmp_path, more=[averaging])
     assert module.trainer.state.finished
     assert averaging._average_model is not None
+
+
+class Small(Module):
+    """So that LogSum's scalar is negative."""
+
+    def losses(self, batch: Batch) -> Tensor:
+        return 1e-3 * super().losses(batch)
+
+
+@pytest.mark.parametrize(("threshold", "steps"), [(4.0, 2), (None, 20)])
+def test_the_search_for_a_rate_stops_at_negative_scalars_unless_told_not_to(
+    threshold: float | None, steps: int, tmp_path: Path
+) -> None:
+    trainer = lightning.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_epochs=20,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    module, options = Small(LogSum(shape=NAMES)), {"early_stop_threshold": threshold}
+    loader = DataLoader(Samples(), BATCH)
+    found = Tuner(trainer).lr_find(module, loader, num_training=20, **options)
+    assert len(found.results["loss"]) == steps
 
 
 def test_lightning_refuses_lbfgs_for_a_method_that_learns_in_a_call(tmp_path: Path) -> None:
