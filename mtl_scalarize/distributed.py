@@ -135,11 +135,8 @@ def share_first_state(
 
 def broadcast_from_first(tensor: Tensor, group: "dist.ProcessGroup") -> Tensor:
     """The tensor that the first rank of the group has, on every rank."""
-    from torch.distributed import _functional_collectives as collectives
-
-    sent: Tensor = collectives.wait_tensor(  # type: ignore[no-untyped-call]
-        collectives.broadcast(tensor, 0, group)
-    )
+    ops = torch.ops._c10d_functional
+    sent: Tensor = ops.wait_tensor(ops.broadcast(tensor, 0, group.group_name))
     return sent
 
 
@@ -159,13 +156,13 @@ def _weight(losses: Tensor, mask: Tensor | None, count: float | Tensor | None) -
 
 
 def _sum_over_ranks(tensor: Tensor, group: "dist.ProcessGroup") -> Tensor:
-    """An all-reduce that ``torch.compile`` can trace."""
-    # Imported late: a build of torch without distributed has no such module.
-    from torch.distributed import _functional_collectives as collectives
+    """An all-reduce that ``torch.compile`` can trace.
 
-    summed: Tensor = collectives.wait_tensor(  # type: ignore[no-untyped-call]
-        collectives.all_reduce(tensor, "sum", group)
-    )
+    By the operators: torch's functions around them keep the group alive, and with it the threads of
+    gloo, which may abort the end of the program.
+    """
+    ops = torch.ops._c10d_functional
+    summed: Tensor = ops.wait_tensor(ops.all_reduce(tensor, "sum", group.group_name))
     return summed
 
 

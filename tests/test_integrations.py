@@ -28,6 +28,7 @@ transformers = pytest.importorskip("transformers")
 from accelerate import Accelerator  # noqa: E402
 from accelerate.state import AcceleratorState  # noqa: E402
 from lightning.pytorch.callbacks import (  # noqa: E402
+    GradientAccumulationScheduler,
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
@@ -592,6 +593,13 @@ def test_lightning_in_parts_takes_the_steps_of_the_whole_batch(name: str, tmp_pa
 def test_lightning_refuses_parts_of_what_needs_the_whole_batch(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`accumulate_grad_batches` should be 1 .* Found 3\."):
         by_lightning(name, tmp_path, accumulate_grad_batches=3)
+
+
+@pytest.mark.filterwarnings("ignore:When using .Trainer.accumulate_grad_batches")
+def test_lightning_refuses_parts_that_a_callback_begins(tmp_path: Path) -> None:
+    callback = GradientAccumulationScheduler({1: 2})
+    with pytest.raises(ValueError, match=r"`accumulate_grad_batches` should be 1 .* Found 2\."):
+        by_lightning("LogSum", tmp_path, more=[callback])
 
 
 @each_with_state

@@ -67,6 +67,7 @@ class MultiTaskModule(_Base):
     log_tasks: bool = True
     looking_again: bool = False
     update_every: int = 10
+    _backward_passes = 0  # since the last step
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Check that the hooks of ``LightningModule`` do not hide those of this class."""
@@ -105,12 +106,7 @@ class MultiTaskModule(_Base):
         check_optimizer(self, *self.trainer.optimizers)
         start(self.scalarizer, self.update_every)
         method = type(self.scalarizer).__name__
-        number = self.trainer.accumulate_grad_batches
-        if number > 1 and self.scalarizer.weights_depend_on == "losses":
-            raise ValueError(
-                f"`accumulate_grad_batches` should be 1 with {method}, whose weights follow from "
-                f"the losses of the whole batch. Found {number}."
-            )
+        self._refuse_parts()
         lbfgs = any(isinstance(each, torch.optim.LBFGS) for each in self.trainer.optimizers)
         if lbfgs and isinstance(self.scalarizer, Stateful):
             raise ValueError(
@@ -137,6 +133,7 @@ class MultiTaskModule(_Base):
         Not in ``training_step``, which ``torch.compile`` may compile.
         """
         super().on_after_backward()
+        self._backward_passes += 1
         if not hasattr(self, "_present"):  # a training step of the user's own
             return
         losses, mask = last_call(self.scalarizer)
@@ -188,13 +185,24 @@ class MultiTaskModule(_Base):
         Not in ``on_train_batch_end`` and ``on_train_epoch_end``: a checkpoint that counts steps is
         written before them.
         """
+        if self._backward_passes:  # a callback has begun to accumulate
+            self._refuse_parts()
         super().optimizer_step(*args, **options)
+        self._backward_passes = 0
         # The step just taken is not counted yet: its index is the number of those before it.
         if self.trainer.global_step % self.update_every == 0:
             with self.trainer.precision_plugin.forward_context():
                 self.scalarizer.update(self._losses_again)
         if self.trainer.is_last_batch:
             self.scalarizer.step()
+
+    def _refuse_parts(self) -> None:
+        number = self.trainer.accumulate_grad_batches
+        if number > 1 and self.scalarizer.weights_depend_on == "losses":
+            raise ValueError(
+                f"`accumulate_grad_batches` should be 1 with {type(self.scalarizer).__name__}, "
+                f"whose weights follow from the losses of the whole batch. Found {number}."
+            )
 
     def _losses_again(self) -> Losses:
         if not hasattr(self, "_batch"):
