@@ -32,6 +32,7 @@ checkpoint at the same path.
 """
 
 import argparse
+import gc
 import os
 import pickle
 import sys
@@ -266,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     spreads = [spread(state, ranks) for state in states]
     if ranks.group is not None:
+        gc.collect()  # the DDP model is in a cycle, and keeps the group and its threads
         dist.destroy_process_group()
     if ranks.rank != 0:
         return

@@ -31,6 +31,7 @@ lines, which TensorBoard and the like are given as well, have the losses and the
 """
 
 import argparse
+import gc
 import math
 import os
 import sys
@@ -193,8 +194,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         CONSOLE.print(table)
         if args.quick:
             print(TOO_SHORT)
-    # The Trainer leaves the process group as it is. Gloo's threads could then abort the program.
-    trainer.accelerator.end_training()
+    # The Trainer leaves the process group as it is, and its DDP model keeps it in a cycle: gloo's
+    # threads could then abort the end of the program.
+    accelerator = trainer.accelerator
+    accelerator.free_memory()
+    del trainer
+    gc.collect()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
