@@ -9,15 +9,15 @@ put through the same.
 
     python benchmarks/compiled_step.py
 
-CPU Intel(R) Xeon(R) Processor, cores 2, load 0.7, torch 2.13.0+cpu, Python 3.11.7
+CPU AMD EPYC, cores 2, load 1.1, torch 2.13.0+cpu, Python 3.11.7
 
 One compiled step
 method   ours, us   graphs   ours / plain sum                    target        torchjd / plain sum
 ──────────────────────────────────────────────────────────────────────────────────────────────────
-UW          747.5        1   1.02 (0.96-1.08)              <= 1.05: met           0.98 (0.93-1.06)
-IMTL-L      750.2        1   1.04 (0.98-1.09)              <= 1.05: met           1.01 (0.95-1.09)
-DWA         735.7        1   1.05 (0.99-1.12)              <= 1.05: met   hits the recompile limit
-FAMO        794.5        2   1.13 (1.06-1.20)   <= 1.05: missed by 7.7%           cannot be traced
+UW          549.8        1   1.01 (0.98-1.04)              <= 1.05: met           1.01 (0.97-1.04)
+IMTL-L      541.6        1   1.01 (0.99-1.03)              <= 1.05: met           1.00 (0.98-1.02)
+DWA         404.7        1   1.02 (1.00-1.04)              <= 1.05: met   hits the recompile limit
+FAMO        433.7        2   1.09 (1.06-1.11)   <= 1.05: missed by 3.7%           cannot be traced
 """
 
 import logging

@@ -97,4 +97,5 @@ def logsumexp(exponents: Tensor, *, mask: Tensor | None) -> Tensor:
     data-dependent number of tasks.
     """
     exponents = fill_absent(exponents, torch.finfo(exponents.dtype).min, mask=mask)
-    return exponents.exp().sum().clamp(min=1.0).log()
+    total = exponents.exp().sum()
+    return (total if mask is None else total.clamp(min=1.0)).log()

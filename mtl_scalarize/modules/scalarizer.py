@@ -226,10 +226,11 @@ class Scalarizer(Configurable, ABC):
             self._examine(losses)
         else:
             way = self.training, torch.is_grad_enabled(), in_transform(), losses.requires_grad
-            learned = [
-                each is not None and each.requires_grad for each in self._parameters.values()
-            ]
-            call = losses.shape, losses.dtype, losses.device, *way, *learned
+            call: tuple[object, ...] = losses.shape, losses.dtype, losses.device, way
+            if self._parameters:  # which may be frozen meanwhile
+                call += tuple(
+                    [each is None or each.requires_grad for each in self._parameters.values()]
+                )
             if call not in self._examined:
                 self._examine(losses)
                 self._examined.add(call)
@@ -311,10 +312,9 @@ class Stateful(Scalarizer):
     @state.setter
     def state(self, new: Sequence[Tensor]) -> None:
         check_state(new, self._state_type)
-        pairs = list(zip(self.state, new, strict=True))
-        for buffer, value in pairs:
-            check_shape("state", value, buffer.shape, "scalarizer")
-        for buffer, value in pairs:
+        old = self.state
+        check_shape("state", new[0], old[0].shape, "scalarizer")
+        for buffer, value in zip(old, new, strict=True):
             if value is not buffer:
                 buffer.copy_(value)
 
