@@ -135,8 +135,9 @@ def share_first_state(
 
 def broadcast_from_first(tensor: Tensor, group: "dist.ProcessGroup") -> Tensor:
     """The tensor that the first rank of the group has, on every rank."""
-    ops = torch.ops._c10d_functional
-    sent: Tensor = ops.wait_tensor(ops.broadcast(tensor, 0, group.group_name))
+    # By a sum to which the others add 0: torch.compile cannot trace a broadcast.
+    sent = tensor.clone() if dist.get_rank(group) == 0 else torch.zeros_like(tensor)
+    dist.all_reduce(sent, group=group)
     return sent
 
 
@@ -156,13 +157,8 @@ def _weight(losses: Tensor, mask: Tensor | None, count: float | Tensor | None) -
 
 
 def _sum_over_ranks(tensor: Tensor, group: "dist.ProcessGroup") -> Tensor:
-    """An all-reduce that ``torch.compile`` can trace.
-
-    By the operators: torch's functions around them keep the group alive, and with it the threads of
-    gloo, which may abort the end of the program.
-    """
-    ops = torch.ops._c10d_functional
-    summed: Tensor = ops.wait_tensor(ops.all_reduce(tensor, "sum", group.group_name))
+    summed = tensor.clone()
+    dist.all_reduce(summed, group=group)
     return summed
 
 
@@ -178,7 +174,7 @@ def initialised(group: "dist.ProcessGroup | None") -> "dist.ProcessGroup":
             "`torch.distributed.init_process_group` first."
         )
     if group is None:
-        return dist.distributed_c10d._get_default_group()
+        group = dist.group.WORLD
     if not isinstance(group, dist.ProcessGroup):
         advice = ": pass `mesh.get_group()`" if hasattr(group, "get_group") else ""
         raise ValueError(
