@@ -67,7 +67,7 @@ class DWA(Stateful):
         return dwa_init(shape)
 
     def learn(self, losses: Tensor, mask: Tensor | None) -> None:
-        self.state = dwa_accumulate(self.state, losses, mask=mask)
+        self.write(dwa_accumulate(self.state, losses, mask=mask))
 
     def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         weights = self.state.epoch_weights.clone()  # `step` may come before the backward pass
@@ -76,4 +76,4 @@ class DWA(Stateful):
     def step(self) -> None:
         if self.shape is not None and not self._idle("step"):
             self._ranks.check_end_of_epoch(self.mean)
-            self.state = dwa_step(self.state, self.temperature)
+            self.write(dwa_step(self.state, self.temperature))

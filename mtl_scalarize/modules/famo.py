@@ -112,7 +112,7 @@ class FAMO(Stateful):
         delta = famo_delta(before, losses.to(before.dtype), self.min_losses, eps=self.eps)
         mask = self.pending if mask is None else self.pending & mask
         options = {"lr": self.lr, "weight_decay": self.weight_decay, "mask": mask}
-        self.state = famo_update(self.state, delta, **options)
+        self.write(famo_update(self.state, delta, **options))
         self._forget()
 
     def _forget(self) -> None:

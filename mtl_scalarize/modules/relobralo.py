@@ -69,7 +69,7 @@ class ReLoBRaLo(Stateful):
     def learn(self, losses: Tensor, mask: Tensor | None) -> None:
         drawn = self._ranks.draw(torch.rand((), dtype=torch.float32, device=losses.device))
         options = {"alpha": self.alpha, "temperature": self.temperature, "mask": mask}
-        self.state = relobralo_update(self.state, losses, drawn >= self.rho, **options)
+        self.write(relobralo_update(self.state, losses, drawn >= self.rho, **options))
 
     def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         weights = self.state.running_weights.clone()  # the next call may come before `backward`

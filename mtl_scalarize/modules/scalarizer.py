@@ -302,15 +302,15 @@ class Stateful(Scalarizer):
 
     @property
     def state(self) -> Any:
-        """The state, as the pure functions take it. An assignment writes into the buffers.
+        """The state, as the pure functions take it."""
+        return self._state_type(*[self._buffers[name] for name in self._state_type._fields])
+
+    def write(self, new: Sequence[Tensor]) -> None:
+        """Write a new state into the buffers.
 
         In place, so that a captured CUDA graph, an exported program and a stack of modules under
         ``vmap`` all advance the state that they were given.
         """
-        return self._state_type(*[self._buffers[name] for name in self._state_type._fields])
-
-    @state.setter
-    def state(self, new: Sequence[Tensor]) -> None:
         check_state(new, self._state_type)
         old = self.state
         check_shape("state", new[0], old[0].shape, "scalarizer")
@@ -321,7 +321,7 @@ class Stateful(Scalarizer):
     def reset(self) -> None:
         super().reset()
         with torch.device(self.state[0].device):
-            self.state = self.initial_state(tuple(self.state[0].shape))
+            self.write(self.initial_state(tuple(self.state[0].shape)))
 
     def prepare(self, losses: Losses, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.shape is None and isinstance(losses, Tensor):
