@@ -39,7 +39,8 @@ mutants: $(ENV)/installed-mutants
 lint: $(ENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell *.md docs mtl_scalarize tests examples benchmarks
+	$(BIN)/codespell *.md .github docs mtl_scalarize tests examples benchmarks
+	$(BIN)/zizmor --offline --quiet .github
 
 types: $(ENV)/installed-test
 	$(BIN)/mypy

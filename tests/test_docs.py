@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from methods import METHODS
 
 import mtl_scalarize
 from mtl_scalarize import functional
@@ -61,6 +62,17 @@ def test_block_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_readme_and_every_guide_have_a_block() -> None:
     pages = {name.rpartition("-")[0] for name in BLOCKS}
     assert pages >= {"README"} | {path.stem for path in (DOCS / "guides").glob("*.md")}
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", *(f"docs/guides/{name}.md" for name in ("absent", "choosing", "functional"))],
+)
+def test_no_table_forgets_a_method(page: str) -> None:
+    text = (ROOT / page).read_text().replace("IMTL-L", "IMTLL")
+    first_cells = " ".join(re.findall(r"^\|([^|]*)\|", text, re.M))
+    methods = {type(method.make((3,))).__name__ for method in METHODS}
+    assert set(re.findall(r"\w+", first_cells)) >= methods
 
 
 def test_the_method_of_the_guide_needs_public_names_only_and_keeps_the_contract(

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
-from tqdm import tqdm
 
 from mtl_scalarize import Scalarizer, sum_weights
 
@@ -104,7 +103,7 @@ PROGRAMS = {
         rf"relative L2 error {NUMBER} after Adam, {NUMBER} after L-BFGS",
         flags="--steps=2",
         # torch's own `jvp` scripts a function.
-        launcher="-W error -W ignore:`torch.jit.script`:DeprecationWarning",
+        launcher="-W error -W ignore:`torch.jit.script`",
     ),
     "hypergradient": Program(
         rf"logits, left digit( +{NUMBER}){{4}}",
@@ -416,17 +415,17 @@ def test_other_settings_are_refused(short: Load, capsys: pytest.CaptureFixture[s
     assert re.search("is of another training: .*seed is 1 there and 2", line)
 
 
-class Stopped(tqdm):
-    """A progress bar that does not live to see the seventh training."""
-
-    def update(self, n: float | None = 1) -> bool | None:
-        if self.unit == "training" and self.n == 6:
-            raise KeyboardInterrupt
-        return super().update(n)
-
-
 def test_qm9_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     program = import_module("qm9")
+
+    class Stopped(program.tqdm):
+        """A progress bar that does not live to see the seventh training."""
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self.unit == "training" and self.n == 6:
+                raise KeyboardInterrupt
+            return super().update(n)
+
     write_molecules()
     flags = ["--quick", "--method=DWA", *PROGRAMS["qm9"].flags]
     program.main([*flags, "--cache=whole"])
