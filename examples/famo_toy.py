@@ -132,7 +132,9 @@ def losses_of(x: Tensor) -> Tensor:
     valley_2 = torch.log((0.5 * (-x1 + 3) + bend + 2).abs().clamp(min=5e-6)) + 6
     bowl_1 = ((-x1 + 7) ** 2 + 0.1 * (-x2 - 8) ** 2) / 10 - 20
     bowl_2 = ((-x1 - 7) ** 2 + 0.1 * (-x2 - 8) ** 2) / 10 - 20
-    above, below = torch.tanh(0.5 * x2).clamp(min=0), torch.tanh(-0.5 * x2).clamp(min=0)
+    height = torch.tanh(0.5 * x2)
+    # One start lies where `clamp` has the derivative 1 in torch 2.13, and 0 in 2.15.
+    above, below = torch.where(height >= 0, height, 0), torch.where(height <= 0, -height, 0)
     return torch.stack(
         [0.1 * (above * valley_1 + below * bowl_1), above * valley_2 + below * bowl_2], dim=-1
     )

@@ -412,6 +412,7 @@ def train_alone(method: str, compiled: bool) -> tuple[list[tuple[str, str]], Ten
     torch.manual_seed(dist.get_rank())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")
         for step in range(STEPS):
             losses = torch.rand(TASKS, requires_grad=True)
             learn(call, step, (losses, torch.arange(TASKS) != dist.get_rank()))

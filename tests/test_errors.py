@@ -100,12 +100,12 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
         "`dtype` ... floating... torch.complex64",
     ),
     (
-        lambda: setattr(FAMO(2), "state", dwa_init(2)),
+        lambda: FAMO(2).write(dwa_init(2)),
         TypeError,
         "`state` ... FAMOState. ... a DWAS",
     ),
     (
-        lambda: setattr(FAMO(2), "state", famo_init(3)),
+        lambda: FAMO(2).write(famo_init(3)),
         ValueError,
         "`state` ... (2,)... Found ... (3",
     ),

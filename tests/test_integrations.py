@@ -13,6 +13,7 @@ import methods
 import pytest
 import torch
 import torch.distributed as dist
+from functions import DEVICES, synchronization_forbidden
 from ranks import Ranks
 from test_docs import BLOCKS, run
 from torch import Tensor, nn
@@ -558,10 +559,9 @@ def fit(
 ) -> State:
     checkpoints = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = lightning.Trainer(
-        accelerator="cpu",
         max_epochs=EPOCHS,
         callbacks=[checkpoints, *more],
-        **{"logger": False, "devices": 1, **options},
+        **{"accelerator": "cpu", "logger": False, "devices": 1, **options},
         use_distributed_sampler=False,  # it would shuffle
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -789,3 +789,28 @@ def test_famo_learns_once_for_each_step_of_several_parts() -> None:
     scope = run(block.replace("steps % 10", "steps % 1"))
     assert scope["steps"] == 4
     assert scope["scalarizer"].updates.tolist() == [4, 4, 4]
+
+
+# A GPU.
+
+
+@pytest.mark.parametrize("device", DEVICES[1:])
+@each_method
+def test_what_the_integrations_add_does_not_wait_for_the_gpu(
+    name: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = [
+        (MultiTaskModule, "training_step"),
+        (MultiTaskModule, "on_after_backward"),
+        (MultiTaskTrainer, "compute_loss"),
+    ]
+    for owner, hook in hooks:
+        monkeypatch.setattr(owner, hook, synchronization_forbidden()(getattr(owner, hook)))
+    module = Module(scalarizer_of(name))
+    module.history = History(module.scalarizer)
+    fit(module, tmp_path, accelerator="gpu")
+    scalarizer = scalarizer_of(name)
+    history = History(scalarizer)
+    make_trainer(scalarizer, tmp_path, history=history, use_cpu=False, logging_steps=100).train()
+    for recorded in (module.history, history):
+        assert len(recorded.losses) == EPOCHS * STEPS

@@ -98,4 +98,4 @@ def logsumexp(exponents: Tensor, *, mask: Tensor | None) -> Tensor:
     """
     exponents = fill_absent(exponents, torch.finfo(exponents.dtype).min, mask=mask)
     total = exponents.exp().sum()
-    return (total if mask is None else total.clamp(min=1.0)).log()
+    return (total if mask is None else fill_absent(total, 1.0, mask=mask.any())).log()
