@@ -1,7 +1,7 @@
 # make demo: install what the demo needs and run it.   make test: lint, types, all tests.
 # make coverage: all tests, and the lines that none of them reached; twice as long.
 # make mutants: how many deliberate faults the tests notice; half an hour.
-# make bench: every benchmark, and bench.json.   make dist: wheel and sdist, checked and tried.
+# make bench: every benchmark, and bench.json; benchmarks/gpu.sh is for a GPU.   make dist: wheel and sdist, checked and tried.
 # make docs: the guides and the API reference, in build/docs/index.html.
 # PYTHON chooses the interpreter that .venv is made with: make test PYTHON=python3.12
 # TORCH makes an environment of its own, with this torch and the newest of everything else, and
@@ -28,7 +28,7 @@ coverage: $(ENV)/installed-ci
 
 # One after the other, on a machine with nothing else to do.
 bench: $(ENV)/installed-ci
-	for name in overhead compiled_step second_forward population many_tasks collective; do \
+	for name in overhead launches compiled_step second_forward population many_tasks collective; do \
 		$(BIN)/python benchmarks/$$name.py --json bench.json $(BENCH) || exit 1; \
 	done
 
@@ -60,7 +60,7 @@ dist: $(ENV)/installed-dist
 	cd build && empty/bin/python first_example.py
 
 clean:
-	rm -rf .venv* build dist mutants .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.png bench.json
+	rm -rf .venv* build dist mutants .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.png bench.json gpu.json
 
 # Another PYTHON than last time makes the environment anew.
 $(VENV):

@@ -79,11 +79,19 @@ def interleave(
     return times
 
 
-def trace(steps: Mapping[str, Callable[[], object]]) -> dict[str, list[dict[str, Any]]]:
-    """What the profiler sees on the CPU in one call of each step: its events in order of time."""
+def trace(
+    steps: Mapping[str, Callable[[], object]], device: torch.device | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """What the profiler sees during one call of each step: its events in order of time.
+
+    On the CPU, and if `device` is a GPU, what the CPU launches there.
+    """
     for step in steps.values():
         step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    activities = [ProfilerActivity.CPU]
+    if device is not None and device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities, profile_memory=True) as profiler:
         for name, step in steps.items():
             with record_function(name):
                 step()
@@ -97,7 +105,7 @@ def trace(steps: Mapping[str, Callable[[], object]]) -> dict[str, list[dict[str,
             event for event in events if span["ts"] <= event["ts"] <= span["ts"] + span["dur"]
         ]
         for span in events
-        if span["name"] in steps
+        if span["name"] in steps and span["cat"] == "user_annotation"  # the host's
     }
 
 
