@@ -39,6 +39,7 @@ ROLES = {
     "last": "state",
     "previous": "state",
     "weights": "state",
+    "priorities": "priorities",
     "temperature": "temperature",
     "mu": "temperature",
     "alpha": "temperature",
@@ -75,7 +76,7 @@ class Draw:
                 return torch.where(absent, torch.nan, losses) if masked else losses
             case "log_var" | "log_scale" | "logits":
                 return self.number(self.tasks)
-            case "last" | "previous" | "weights":
+            case "last" | "previous" | "weights" | "priorities":
                 return self.positive(self.tasks)
             case "temperature" | "mu":
                 return self.positive()

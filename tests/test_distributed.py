@@ -31,7 +31,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, ful
 from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mtl_scalarize import DWA, FAMO, IMTLL, STCH, UW, Scalarizer, all_reduce_losses, distributed
+from mtl_scalarize import DWA, FAMO, IMTLL, UW, LogSum, Scalarizer, all_reduce_losses, distributed
 
 Group = dist.ProcessGroup
 State = Mapping[str, Tensor]
@@ -648,8 +648,8 @@ UNLIKE: dict[str, tuple[Callable[[int], Scalarizer], str]] = {
         "[0.0, 0.0] on rank 0 and [0.0, 0.5] on rank 1",
     ),
     "priorities": (
-        lambda rank: STCH(0.5, None if rank else [1.0, 2.0]),
-        "[1.0, 2.0] on rank 0 and None on rank 1",
+        lambda rank: LogSum(priorities=None if rank else [1.0, 2.0], shape=2),
+        "[1.0, 2.0] on rank 0 and 1.0 on rank 1",
     ),
     "dtype": (
         lambda rank: DWA(shape=3).to(torch.float64 if rank == 1 else torch.float32),

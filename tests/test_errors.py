@@ -228,7 +228,7 @@ def test_a_function_refuses_wrong_tensors(row: Row) -> None:
     hints = get_type_hints(row.function)
     bounds = {name for name in tensors if float in get_args(hints[name])}  # which may be a number
     for name in set(tensors) - {"mask"} - bounds:
-        alone = len(tensors) == 1 and "state" not in inputs  # any shape will do
+        alone = set(tensors) == {name} | bounds and "state" not in inputs  # any shape will do
         for value, error, expected in WRONG_TENSORS:
             if error is ValueError and alone:
                 continue

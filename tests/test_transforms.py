@@ -76,7 +76,12 @@ def held_constant(row: Row, inputs: dict[str, Any]) -> Callable[..., Any]:
         return row.function
 
     def terms(
-        losses: Tensor, logits: Tensor, min_losses: Tensor, eps: Tensor, mask: Tensor | None = None
+        losses: Tensor,
+        logits: Tensor,
+        min_losses: Tensor,
+        priorities: Tensor,  # only those that are 0 would matter
+        eps: Tensor,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         present = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask
         share = torch.softmax(logits[present], 0)

@@ -5,6 +5,10 @@ What holds for all of them is not repeated in each:
 - ``mask`` is a boolean tensor of the shape S of the losses, True where the task is present. An
   absent task contributes nothing to the scalar or to any gradient, even where its loss is nan, and
   its state stays bit-identical. None: all tasks are present.
+- ``priorities``, where a function has them, say how much each task matters, 1 by default: only
+  that number costs no operation. A task whose priority is 0 is watched and not trained: it is as
+  absent in that call, and the derivative in its priority is 0. A negative number is a
+  ``ValueError``; the entries of a tensor are not read.
 - The shape S has at least one entry, and otherwise any number of dimensions, none included.
 - A tensor that is not floating-point is a ``TypeError``. A tensor or a mask of another shape than S
   is a ``ValueError``, and so is a mask that is not boolean.
@@ -12,13 +16,19 @@ What holds for all of them is not repeated in each:
 
 from ._checks import check_tensors
 from ._presence import fill_absent, finite_and_present
-from .constant import constant_combine, mean_weights, sum_weights
+from .constant import (
+    constant_combine,
+    constant_weights,
+    mean_combine,
+    mean_weights,
+    sum_weights,
+)
 from .dwa import DWAState, dwa_accumulate, dwa_combine, dwa_init, dwa_step, dwa_weights
 from .famo import FAMOState, famo_combine, famo_delta, famo_init, famo_update, famo_weights
 from .geometric import geometric_mean, geometric_mean_weights
 from .imtll import imtll_loss, imtll_weights
 from .log_sum import log_sum, log_sum_weights
-from .random import random_weights
+from .random import random_combine, random_weights
 from .relobralo import ReLoBRaLoState, relobralo_init, relobralo_update, relobralo_weights
 from .stch import stch, stch_weights
 from .uw import uw_loss, uw_weights
@@ -29,6 +39,7 @@ __all__ = [
     "ReLoBRaLoState",
     "check_tensors",
     "constant_combine",
+    "constant_weights",
     "dwa_accumulate",
     "dwa_combine",
     "dwa_init",
@@ -47,7 +58,9 @@ __all__ = [
     "imtll_weights",
     "log_sum",
     "log_sum_weights",
+    "mean_combine",
     "mean_weights",
+    "random_combine",
     "random_weights",
     "relobralo_init",
     "relobralo_update",

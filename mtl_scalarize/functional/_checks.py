@@ -164,6 +164,15 @@ def check_scalar_or_shape(
         raise ValueError(f"`{name}` should be finite. Found `{name} = {value}`.")
 
 
+def check_priorities(
+    name: str, value: float | Tensor, shape: Sequence[int] | None, owner: str
+) -> None:
+    """As :func:`check_scalar_or_shape`, and that a number is not negative."""
+    check_scalar_or_shape(name, value, shape, owner)
+    if not isinstance(value, Tensor) and value < 0:
+        raise ValueError(f"`{name}` should be non-negative. Found `{name} = {value}`.")
+
+
 def as_shape(shape: object) -> tuple[int, ...]:
     """The shape that ``shape`` stands for: an int ``n`` means ``(n,)``."""
     sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)

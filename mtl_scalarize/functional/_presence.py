@@ -47,17 +47,6 @@ def finite_and_present(losses: Tensor, *, mask: Tensor | None = None) -> tuple[T
     return where if mask is None else where & mask, finite
 
 
-def count_present(losses: Tensor, *, mask: Tensor | None) -> int | Tensor:
-    """Number of present tasks, at least 1 if there is a mask, to divide a tensor of shape S by.
-
-    Under a compiled ``vmap`` over another number of tasks, neither a mean nor the division of a 0-d
-    tensor works.
-    """
-    if mask is None:
-        return losses.numel()
-    return mask.sum().clamp(min=1).to(losses.dtype)
-
-
 def zero_if_none(scalar: Tensor, *, mask: Tensor | None) -> Tensor:
     """``scalar``, and 0 if no task is present."""
     return scalar if mask is None else fill_absent(scalar, 0.0, mask=mask.any())

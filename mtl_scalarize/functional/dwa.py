@@ -190,18 +190,26 @@ def dwa_weights(
     return fill_absent(fill_absent(weights, 1.0, mask=has_rate), 0.0, mask=mask)
 
 
-def dwa_combine(losses: Tensor, state: DWAState, *, mask: Tensor | None = None) -> Tensor:
+def dwa_combine(
+    losses: Tensor,
+    state: DWAState,
+    *,
+    priorities: float | Tensor = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
     r"""Combine the losses by Dynamic Weight Average (DWA).
 
     .. math::
-        \sum_i \lambda_i \ell_i
+        \sum_i p_i \lambda_i \ell_i
 
     with the weights :math:`\lambda` of the state: all 1 in the first two epochs, then those of
-    :func:`dwa_weights`.
+    :func:`dwa_weights`. The state takes no notice of the priorities :math:`p`.
 
     Args:
         losses: the losses :math:`\ell`, of any shape S.
         state: the state of DWA, of shape S.
+        priorities: :math:`p`, of shape S, or one number for all, non-negative: how much each task
+            matters.
         mask: True where the task is present.
 
     Returns:
@@ -212,4 +220,4 @@ def dwa_combine(losses: Tensor, state: DWAState, *, mask: Tensor | None = None) 
         tensor(5.)
     """
     check_state(state, DWAState)
-    return constant_combine(losses, state.epoch_weights, mask=mask)
+    return constant_combine(losses, state.epoch_weights, priorities=priorities, mask=mask)

@@ -11,6 +11,7 @@ from ._bounds import EPS, above_bound
 from ._checks import as_shape, check_scalar, check_scalar_or_shape, check_state, check_tensors
 from ._precision import in_common_dtype, state_dtype
 from ._presence import convex_weights, fill_absent, finite_and_present, softmax
+from ._priorities import prioritised
 from ._saving import saveable
 
 
@@ -73,6 +74,7 @@ def famo_weights(
     logits: Tensor,
     min_losses: float | Tensor = 0.0,
     *,
+    priorities: float | Tensor = 1.0,
     eps: float | Tensor = EPS,
     mask: Tensor | None = None,
 ) -> Tensor:
@@ -93,6 +95,8 @@ def famo_weights(
         losses: the losses :math:`\ell`, of any shape S, none below ``min_losses``.
         logits: the logits :math:`w`, of shape S.
         min_losses: the lower bounds :math:`b`, of shape S, or one number for all.
+        priorities: those of :func:`famo_update`, where they act. Here a task whose priority is 0 is
+            absent, and the others do not matter.
         eps: :math:`\epsilon`, non-negative, a number or a 0-d tensor: it keeps the logarithm finite
             for a loss at its bound.
         mask: True where the task is present. The softmax runs over those, and the others get 0.
@@ -106,7 +110,7 @@ def famo_weights(
         >>> famo_weights(torch.tensor([1.0, 3.0]), torch.zeros(2))
         tensor([0.7500, 0.2500])
     """
-    above, logits = _above_bound(losses, logits, min_losses, eps, mask)
+    above, logits, mask = _above_bound(losses, logits, min_losses, priorities, eps, mask)
     return fill_absent(convex_weights(logits - above.log(), mask=mask), 0.0, mask=mask)
 
 
@@ -115,6 +119,7 @@ def famo_combine(
     logits: Tensor,
     min_losses: float | Tensor = 0.0,
     *,
+    priorities: float | Tensor = 1.0,
     eps: float | Tensor = EPS,
     mask: Tensor | None = None,
 ) -> Tensor:
@@ -133,6 +138,8 @@ def famo_combine(
         losses: the losses :math:`\ell`, of any shape S, none below ``min_losses``.
         logits: the logits :math:`w`, of shape S.
         min_losses: the lower bounds :math:`b`, of shape S, or one number for all.
+        priorities: those of :func:`famo_update`, where they act. Here a task whose priority is 0 is
+            absent, and the others do not matter.
         eps: :math:`\epsilon`, non-negative, a number or a 0-d tensor: it keeps the logarithm finite
             for a loss at its bound.
         mask: True where the task is present. The softmax runs over those.
@@ -151,7 +158,7 @@ def famo_combine(
         >>> losses.grad
         tensor([0.7500, 0.2500])
     """
-    above, logits = _above_bound(losses, logits, min_losses, eps, mask)
+    above, logits, mask = _above_bound(losses, logits, min_losses, priorities, eps, mask)
     shares, logs = softmax(logits, mask=mask), above.log()
     ratios = shares.detach() / above.detach()
     # Nothing is added but nan, which `logs` are below the bound: then all gradients are nan.
@@ -203,19 +210,25 @@ def famo_update(
     state: FAMOState,
     delta: Tensor,
     *,
+    priorities: float | Tensor = 1.0,
     lr: float | Tensor = 0.025,
     weight_decay: float | Tensor = 1e-3,
     mask: Tensor | None = None,
 ) -> FAMOState:
-    r"""One Adam step on the logits, towards the tasks that fell least.
+    r"""One Adam step on the logits, towards the tasks that fell least for their priority.
 
     .. math::
-        g_i = z_i \Big( \delta_i - \sum_j z_j \delta_j \Big) + \gamma w_i,
+        g_i = z_i \Big( \frac{\delta_i}{p_i} - \sum_j z_j \frac{\delta_j}{p_j} \Big) + \gamma w_i,
         \qquad z = \mathrm{softmax}(w)
+
+    Where the logits rest, the losses fall at rates in proportion to the priorities :math:`p`. But
+    for the weight decay, only ratios of the priorities matter.
 
     Args:
         state: the state so far, of shape S.
         delta: the falls of :func:`famo_delta`, of shape S.
+        priorities: :math:`p`, of shape S, or one number for all, non-negative. A task whose
+            priority is 0 is absent.
         lr: Adam's learning rate, non-negative, a number or a 0-d tensor. The paper uses 0.025.
         weight_decay: :math:`\gamma`, non-negative, a number or a 0-d tensor.
         mask: True where the task is present.
@@ -235,7 +248,11 @@ def famo_update(
     check_tensors(mask, state=state.logits, delta=delta)
     check_scalar("lr", lr)
     check_scalar("weight_decay", weight_decay)
-    where, delta = finite_and_present(delta.to(state.logits.dtype), mask=mask)
+    delta = delta.to(state.logits.dtype)
+    priorities, mask = prioritised(delta, priorities, mask)
+    if isinstance(priorities, Tensor):
+        delta = delta / fill_absent(priorities, 1.0, mask=mask)
+    where, delta = finite_and_present(delta, mask=mask)
     shares = softmax(state.logits, mask=where)
     grad = shares * (delta - (shares * delta).sum())
     new = adam_step(
@@ -254,12 +271,14 @@ def _above_bound(
     losses: Tensor,
     logits: Tensor,
     min_losses: float | Tensor,
+    priorities: float | Tensor,
     eps: float | Tensor,
     mask: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """How far the losses are above their bounds, and the logits, in one dtype."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """How far the losses are above their bounds, the logits, and the mask of `prioritised`."""
     check_tensors(mask, logits=logits, losses=losses)
     check_scalar_or_shape("min_losses", min_losses, losses.shape, "losses")
     check_scalar("eps", eps)
     losses, logits = in_common_dtype(losses, logits)
-    return above_bound(losses, min_losses, eps, mask=mask), logits
+    _, mask = prioritised(losses, priorities, mask)
+    return above_bound(losses, min_losses, eps, mask=mask), logits, mask

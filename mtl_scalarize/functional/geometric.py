@@ -4,20 +4,26 @@ from torch import Tensor
 
 from ._checks import check_tensors
 from ._precision import in_common_dtype
-from ._presence import count_present, fill_absent, zero_if_none
+from ._presence import fill_absent, zero_if_none
+from ._priorities import prioritised, times, total
 
 
-def geometric_mean(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def geometric_mean(
+    losses: Tensor, *, priorities: float | Tensor = 1.0, mask: Tensor | None = None
+) -> Tensor:
     r"""Combine the losses by their geometric mean, the Geometric Loss Strategy (GLS).
 
     .. math::
-        \Big( \prod_i \ell_i \Big)^{1/m} = \exp \Big( \frac{1}{m} \sum_i \log \ell_i \Big)
+        \exp \left( \frac{\sum_i p_i \log \ell_i}{\sum_i p_i} \right)
 
-    over the :math:`m` tasks that are present. A loss of exactly 0 makes the scalar 0 and its
-    gradient nan.
+    over the tasks that are present. Without priorities :math:`p` it is the m-th root of the product
+    of the m losses. Only ratios of the priorities matter. A loss of exactly 0 makes the scalar 0
+    and its gradient nan.
 
     Args:
         losses: the losses :math:`\ell`, of any shape S, positive.
+        priorities: :math:`p`, of shape S, or one number for all, non-negative: how much each task
+            matters.
         mask: True where the task is present.
 
     Returns:
@@ -36,20 +42,25 @@ def geometric_mean(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """
     check_tensors(mask, losses=losses)
     (losses,) = in_common_dtype(losses)
-    logs = fill_absent(losses, 1.0, mask=mask).log()
-    return zero_if_none((logs / count_present(logs, mask=mask)).sum().exp(), mask=mask)
+    priorities, mask = prioritised(losses, priorities, mask)
+    logs = times(fill_absent(losses, 1.0, mask=mask).log(), priorities)
+    return zero_if_none((logs / total(logs, priorities, mask=mask)).sum().exp(), mask=mask)
 
 
-def geometric_mean_weights(losses: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def geometric_mean_weights(
+    losses: Tensor, *, priorities: float | Tensor = 1.0, mask: Tensor | None = None
+) -> Tensor:
     r"""The task weights of :func:`geometric_mean`: its derivative in each loss.
 
     .. math::
-        \frac{G}{m \, \ell_i}
+        \frac{p_i}{\sum_j p_j} \frac{G}{\ell_i}
 
-    with the geometric mean :math:`G` of the :math:`m` tasks that are present.
+    with the geometric mean :math:`G`, over the tasks that are present.
 
     Args:
         losses: the losses :math:`\ell`, of any shape S, positive.
+        priorities: :math:`p`, of shape S, or one number for all, non-negative: how much each task
+            matters.
         mask: True where the task is present. Absent tasks get 0.
 
     Returns:
@@ -60,5 +71,7 @@ def geometric_mean_weights(losses: Tensor, *, mask: Tensor | None = None) -> Ten
         >>> geometric_mean_weights(torch.tensor([4.0, 1.0]))
         tensor([0.2500, 1.0000])
     """
-    rates = geometric_mean(losses, mask=mask) / fill_absent(losses, 1.0, mask=mask)
-    return fill_absent(rates / count_present(rates, mask=mask), 0.0, mask=mask)
+    mean = geometric_mean(losses, priorities=priorities, mask=mask)
+    priorities, mask = prioritised(losses, priorities, mask)
+    rates = times(mean / fill_absent(losses, 1.0, mask=mask), priorities)
+    return fill_absent(rates / total(rates, priorities, mask=mask), 0.0, mask=mask)

@@ -5,24 +5,66 @@ from torch import Tensor
 from ._checks import check_tensors
 from ._precision import in_common_dtype
 from ._presence import convex_weights, fill_absent
+from ._priorities import prioritised, times
+from .constant import constant_combine
 
 
-def random_weights(noise: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def random_combine(
+    losses: Tensor,
+    noise: Tensor,
+    *,
+    priorities: float | Tensor = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    r"""Combine the losses by Random Loss Weighting (RLW).
+
+    .. math::
+        \sum_i p_i \, \mathrm{softmax}(\xi)_i \, \ell_i
+
+    The derivative in the losses is :func:`random_weights`.
+
+    Args:
+        losses: the losses :math:`\ell`, of any shape S.
+        noise: :math:`\xi`, of shape S; standard normal in the paper, drawn for each batch.
+        priorities: :math:`p`, of shape S, or one number for all, non-negative: how much each task
+            matters.
+        mask: True where the task is present. The softmax runs over those.
+
+    Returns:
+        The scalar, of shape (), in the dtype of ``losses`` and ``noise``, at least float32.
+
+    Example:
+        >>> import torch
+        >>> random_combine(torch.tensor([4.0, 1.0]), torch.tensor([0.0, 0.0]))
+        tensor(2.5000)
+    """
+    check_tensors(mask, noise=noise, losses=losses)
+    losses, noise = in_common_dtype(losses, noise)
+    priorities, mask = prioritised(losses, priorities, mask)
+    weights = times(convex_weights(noise, mask=mask), priorities)
+    return constant_combine(losses, weights, mask=mask)
+
+
+def random_weights(
+    noise: Tensor, *, priorities: float | Tensor = 1.0, mask: Tensor | None = None
+) -> Tensor:
     r"""The task weights of Random Loss Weighting (RLW), from the noise that is drawn for a batch.
 
     .. math::
-        \mathrm{softmax}(\xi)
+        p_i \, \mathrm{softmax}(\xi)_i
 
-    :func:`constant_combine` combines the losses by them. Over many draws each present task weighs
-    as much as any other, :math:`1/m`, and so it does with noise that is 0.
+    They are the derivative of :func:`random_combine`. Over many draws each present task weighs as
+    much as any other, :math:`1/m`, and so it does with noise that is 0.
 
     Args:
         noise: :math:`\xi`, of any shape S; standard normal in the paper, ``torch.randn(S)``.
+        priorities: :math:`p`, of shape S, or one number for all, non-negative: how much each task
+            matters.
         mask: True where the task is present. The softmax runs over those, and the others get 0.
 
     Returns:
-        The weights, of shape S, positive, with sum 1 (0 if every task is absent), in the dtype of
-        ``noise``, at least float32.
+        The weights, of shape S, in the dtype of ``noise``, at least float32. Without priorities
+        they are positive and sum to 1 (0 if every task is absent).
 
     References:
         Lin, Ye, Zhang and Tsang. Reasonable Effectiveness of Random Weighting: A Litmus Test for
@@ -35,4 +77,6 @@ def random_weights(noise: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """
     check_tensors(mask, noise=noise)
     (noise,) = in_common_dtype(noise)
-    return fill_absent(convex_weights(noise, mask=mask), 0.0, mask=mask)
+    priorities, mask = prioritised(noise, priorities, mask)
+    weights = times(convex_weights(noise, mask=mask), priorities)
+    return fill_absent(weights, 0.0, mask=mask)

@@ -4,14 +4,8 @@ from torch import Tensor
 
 from ._checks import check_positive, check_scalar_or_shape, check_tensors
 from ._precision import in_common_dtype, plus, scalar_in
-from ._presence import (
-    count_present,
-    fill_absent,
-    largest,
-    logsumexp,
-    softmax,
-    zero_if_none,
-)
+from ._presence import fill_absent, largest, logsumexp, softmax, zero_if_none
+from ._priorities import prioritised, total
 
 
 def stch(
@@ -20,12 +14,14 @@ def stch(
     weights: float | Tensor | None = None,
     reference: float | Tensor = 0.0,
     *,
+    priorities: float | Tensor = 1.0,
     mask: Tensor | None = None,
 ) -> Tensor:
     r"""Combine the losses by smooth Tchebycheff scalarization (STCH).
 
     .. math::
-        \mu \log \sum_i \exp \left( \frac{\lambda_i (\ell_i - z_i)}{\mu} \right)
+        \mu \log \sum_i \exp \left( \frac{\lambda_i (\ell_i - z_i)}{\mu} \right), \qquad
+        \lambda = p \, w
 
     A smooth upper bound of :math:`\max_i \lambda_i (\ell_i - z_i)`: the smaller :math:`\mu`, the
     closer.
@@ -34,9 +30,11 @@ def stch(
         losses: the losses :math:`\ell`, of any shape S.
         mu: the smoothing :math:`\mu > 0`, a number or a 0-d tensor, in the unit of the losses times
             their preference. The paper uses 0.01 to 1.
-        weights: the preference :math:`\lambda`, of shape S, or one number for all. None:
-            :math:`1/m` for each of the m tasks that are present.
+        weights: :math:`w`, of shape S, or one number for all. None: :math:`1/m` for each of the m
+            tasks that are present.
         reference: the ideal point :math:`z`, of shape S, or one number for all.
+        priorities: :math:`p`, of shape S, or one number for all, non-negative: how much each task
+            matters.
         mask: True where the task is present.
 
     Returns:
@@ -56,7 +54,7 @@ def stch(
         >>> stch(losses, mu=1.0), stch(losses, mu=0.01)
         (tensor(2.2014), tensor(2.))
     """
-    distances, _ = _distances(losses, mu, weights, reference, mask)
+    distances, _, mask = _distances(losses, mu, weights, reference, priorities, mask)
     top = largest(distances, mask=mask)
     mu = scalar_in(distances.dtype, mu)
     smooth = top + mu * logsumexp((distances - top) / mu, mask=mask)
@@ -69,19 +67,23 @@ def stch_weights(
     weights: float | Tensor | None = None,
     reference: float | Tensor = 0.0,
     *,
+    priorities: float | Tensor = 1.0,
     mask: Tensor | None = None,
 ) -> Tensor:
     r"""The task weights of :func:`stch`: its derivative in each loss.
 
     .. math::
-        \lambda \, \mathrm{softmax} \left( \frac{\lambda (\ell - z)}{\mu} \right)
+        \lambda \, \mathrm{softmax} \left( \frac{\lambda (\ell - z)}{\mu} \right), \qquad
+        \lambda = p \, w
 
     Args:
         losses: the losses :math:`\ell`, of any shape S.
         mu: the smoothing :math:`\mu > 0`, a number or a 0-d tensor.
-        weights: the preference :math:`\lambda`, of shape S, or one number for all. None:
-            :math:`1/m` for each of the m tasks that are present.
+        weights: :math:`w`, of shape S, or one number for all. None: :math:`1/m` for each of the m
+            tasks that are present.
         reference: the ideal point :math:`z`, of shape S, or one number for all.
+        priorities: :math:`p`, of shape S, or one number for all, non-negative: how much each task
+            matters.
         mask: True where the task is present. Absent tasks get 0.
 
     Returns:
@@ -95,7 +97,7 @@ def stch_weights(
         >>> stch_weights(torch.tensor([4.0, 1.0]), mu=1.0)
         tensor([0.4088, 0.0912])
     """
-    distances, preference = _distances(losses, mu, weights, reference, mask)
+    distances, preference, mask = _distances(losses, mu, weights, reference, priorities, mask)
     exponents = (distances - largest(distances, mask=mask)) / scalar_in(distances.dtype, mu)
     return fill_absent(preference * softmax(exponents, mask=mask), 0.0, mask=mask)
 
@@ -105,20 +107,25 @@ def _distances(
     mu: float | Tensor,
     weights: float | Tensor | None,
     reference: float | Tensor,
+    priorities: float | Tensor,
     mask: Tensor | None,
-) -> tuple[Tensor, float | Tensor]:
-    r""":math:`\lambda (\ell - z)`, and :math:`\lambda`."""
+) -> tuple[Tensor, float | Tensor, Tensor | None]:
+    r""":math:`\lambda (\ell - z)`, :math:`\lambda`, and the mask as `prioritised` has it."""
     several = {"weights": weights} if isinstance(weights, Tensor) and weights.ndim else {}
     check_tensors(mask, losses=losses, **several)
     check_positive("mu", mu)
     check_scalar_or_shape("weights", 1.0 if weights is None else weights, losses.shape, "losses")
     check_scalar_or_shape("reference", reference, losses.shape, "losses")
     losses, *given = in_common_dtype(losses, *several.values())
+    priorities, mask = prioritised(losses, priorities, mask)
+    distances = fill_absent(plus(losses, -reference), 0.0, mask=mask)
     preference: float | Tensor
     if weights is None:
-        preference = 1 / count_present(losses, mask=mask)
+        preference = 1 / total(losses, 1.0, mask=mask)
     elif given:
         preference = fill_absent(given[0], 0.0, mask=mask)
     else:
         preference = scalar_in(losses.dtype, weights)
-    return preference * fill_absent(plus(losses, -reference), 0.0, mask=mask), preference
+    if isinstance(priorities, Tensor):
+        preference = preference * priorities
+    return preference * distances, preference, mask

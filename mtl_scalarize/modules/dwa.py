@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from ..functional._checks import check_positive
-from ..functional._presence import fill_absent
+from ..functional._checks import check_positive, check_priorities
+from ..functional.constant import constant_combine, constant_weights
 from ..functional.dwa import DWAState, dwa_accumulate, dwa_init, dwa_step
 from . import cautions
-from .hyperparameters import Hyperparameter
+from .hyperparameters import Hyperparameter, Value
 from .names import Shape
 from .scalarizer import Stateful
 
@@ -15,7 +15,7 @@ class DWA(Stateful):
     r"""Dynamic Weight Average: weighs a task by how slowly its loss fell over the last two epochs.
 
     .. math::
-        \sum_i \lambda_i \ell_i, \qquad
+        \sum_i p_i \lambda_i \ell_i, \qquad
         \lambda_i = m \, \frac{e^{r_i / T}}{\sum_j e^{r_j / T}}, \qquad
         r_i = \frac{L_i(t-1)}{L_i(t-2)}
 
@@ -32,11 +32,14 @@ class DWA(Stateful):
     Args:
         temperature: :math:`T > 0`; the larger, the more uniform the weights. The paper uses 2. An
             assignment to the attribute takes effect at the next :meth:`step`.
+        priorities: :math:`p`, how much each task matters: a number, or one for each task as a
+            tensor, a list, or a mapping by name. None: 1.
         shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`. None:
             taken, with dtype and device, from the first losses or from a checkpoint.
 
     Raises:
-        ValueError: ``temperature`` is not positive.
+        ValueError: ``temperature`` is not positive, or ``priorities`` is not of shape S, not
+            finite, or negative.
 
     Example:
         >>> import torch
@@ -55,11 +58,18 @@ class DWA(Stateful):
     """
 
     weights_depend_on = "state"
+    priorities = Hyperparameter(1.0, each=check_priorities)
     temperature = Hyperparameter(2.0, check_positive)
 
-    def __init__(self, temperature: float | Tensor = 2.0, *, shape: Shape | None = None) -> None:
+    def __init__(
+        self,
+        temperature: float | Tensor = 2.0,
+        *,
+        priorities: Value = None,
+        shape: Shape | None = None,
+    ) -> None:
         super().__init__(shape)
-        self.temperature = temperature
+        self.temperature, self.priorities = temperature, priorities
         if shape is None and temperature != 2:
             self._cautions.warn(cautions.looks_like_tasks("DWA", "temperature", temperature))
 
@@ -69,9 +79,13 @@ class DWA(Stateful):
     def learn(self, losses: Tensor, mask: Tensor | None) -> None:
         self.write(dwa_accumulate(self.state, losses, mask=mask))
 
-    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         weights = self.state.epoch_weights.clone()  # `step` may come before the backward pass
-        return fill_absent(weights, 0.0, mask=mask)
+        return constant_combine(losses, weights, priorities=self.priorities, mask=mask)
+
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        weights = self.state.epoch_weights
+        return constant_weights(weights, priorities=self.priorities, mask=mask)
 
     def step(self) -> None:
         if self.shape is not None and not self._idle("step"):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..functional import finite_and_present
-from ..functional._checks import check_scalar
+from ..functional._checks import check_priorities, check_scalar
 from ..functional.famo import famo_combine, famo_delta, famo_init, famo_update, famo_weights
 from .hyperparameters import Hyperparameter, Value
 from .names import Shape
@@ -47,11 +47,14 @@ class FAMO(Stateful):
         lr: learning rate of the logits, non-negative. The paper uses 0.025.
         weight_decay: pull of the logits to 0, non-negative. The default is that of the paper's
             Algorithm 2; the official code uses 1e-5.
+        priorities: :math:`p`, how much each task matters: a number, or one for each task as a
+            tensor, a list, or a mapping by name. None: 1. :meth:`update` moves the logits until the
+            losses fall at rates in proportion to them. A task with 0 is not trained.
         eps: :math:`\epsilon`, non-negative: it keeps the logarithm finite for a loss at its bound.
 
     Raises:
-        ValueError: ``min_losses`` is not of shape S or not finite, or ``lr``, ``weight_decay`` or
-            ``eps`` is negative.
+        ValueError: ``min_losses`` or ``priorities`` is not of shape S or not finite, or
+            ``priorities``, ``lr``, ``weight_decay`` or ``eps`` is negative.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
@@ -67,6 +70,7 @@ class FAMO(Stateful):
     """
 
     min_losses = Hyperparameter(0.0, expand=True)
+    priorities = Hyperparameter(1.0, each=check_priorities)
     lr = Hyperparameter(0.025, check_scalar)
     weight_decay = Hyperparameter(1e-3, check_scalar)
     eps = Hyperparameter(1e-8, check_scalar)
@@ -81,12 +85,14 @@ class FAMO(Stateful):
         lr: float | Tensor = 0.025,
         weight_decay: float | Tensor = 1e-3,
         *,
+        priorities: Value = None,
         eps: float | Tensor = 1e-8,
     ) -> None:
         super().__init__(shape, optional=False)
         self.register_buffer("previous_losses", torch.zeros_like(self.state.logits))
         self.register_buffer("pending", torch.zeros_like(self.state.logits, dtype=torch.bool))
         self.min_losses, self.lr, self.weight_decay, self.eps = min_losses, lr, weight_decay, eps
+        self.priorities = priorities
 
     def initial_state(self, shape: tuple[int, ...]) -> NamedTuple:
         return famo_init(shape)
@@ -99,12 +105,12 @@ class FAMO(Stateful):
         self._cautions.count_call()
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        logits, bounds = self.state.logits, self.min_losses
-        return famo_combine(losses, logits, bounds, eps=self.eps, mask=mask)
+        options = {"priorities": self.priorities, "eps": self.eps, "mask": mask}
+        return famo_combine(losses, self.state.logits, self.min_losses, **options)
 
     def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        logits, bounds = self.state.logits, self.min_losses
-        return famo_weights(losses, logits, bounds, eps=self.eps, mask=mask)
+        options = {"priorities": self.priorities, "eps": self.eps, "mask": mask}
+        return famo_weights(losses, self.state.logits, self.min_losses, **options)
 
     def learn_again(self, losses: Tensor, mask: Tensor | None) -> None:
         before = self.previous_losses
@@ -112,7 +118,7 @@ class FAMO(Stateful):
         delta = famo_delta(before, losses.to(before.dtype), self.min_losses, eps=self.eps)
         mask = self.pending if mask is None else self.pending & mask
         options = {"lr": self.lr, "weight_decay": self.weight_decay, "mask": mask}
-        self.write(famo_update(self.state, delta, **options))
+        self.write(famo_update(self.state, delta, priorities=self.priorities, **options))
         self._forget()
 
     def _forget(self) -> None:

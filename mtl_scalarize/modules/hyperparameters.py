@@ -25,7 +25,9 @@ class Hyperparameter:
     Args:
         default: the value used for None, which ``repr`` hides. None: there is no default.
         check: ``check(name, value)`` raises if one number for all tasks, or a 0-d tensor, is wrong.
-            None: each task may have a finite number of its own.
+            None: each task may have a number of its own.
+        each: ``each(name, value, shape, owner)`` checks such a number, or a tensor of them. By
+            default they are finite.
         expand: True if it is kept as a tensor with an entry for each task in any case.
         optional: True if it may be None without a default.
         argument: what the constructor calls it, if not as the attribute.
@@ -36,11 +38,12 @@ class Hyperparameter:
         default: float | None = None,
         check: Callable[[str, Any], None] | None = None,
         *,
+        each: Callable[..., None] = check_scalar_or_shape,
         expand: bool = False,
         optional: bool = False,
         argument: str = "",
     ) -> None:
-        self.default, self.check, self.argument = default, check, argument
+        self.default, self.check, self.each, self.argument = default, check, each, argument
         self.expand, self.optional = expand, optional
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -68,7 +71,7 @@ class Hyperparameter:
                 f"`{name}` should be numbers. Found {value!r}: names of tasks are given as `shape`."
             )
         if check is None:
-            check = partial(check_scalar_or_shape, shape=shape, owner="losses")
+            check = partial(self.each, shape=shape, owner="losses")
             value = self._without_names(value, module.names or ())
         if isinstance(value, Tensor):
             if value.requires_grad or value.is_meta or value.is_complex():

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..functional._checks import check_scalar
+from ..functional._checks import check_priorities, check_scalar
 from ..functional._precision import default_dtype
 from ..functional.imtll import imtll_loss, imtll_weights
 from .hyperparameters import Hyperparameter, Value
@@ -15,12 +15,13 @@ class IMTLL(Scalarizer):
     r"""The loss balance of Impartial Multi-Task Learning: learns a scale for each loss.
 
     .. math::
-        \sum_i \left( e^{s_i} (\ell_i + \epsilon) - s_i \right)
+        \sum_i p_i \left( e^{s_i} (\ell_i + \epsilon) - s_i \right)
 
     - :math:`\ell_i` is the loss of task :math:`i`;
     - :math:`s_i` is the logarithm of its scale, the parameter ``log_scale``, learned by your
       optimizer: pass ``scalarizer.parameters()`` to it, without weight decay and with a learning
       rate at which they can travel several units.
+    - :math:`p_i` is its priority, which moves its weight and not the optimum of :math:`s_i`.
 
     The losses should be positive. The weight of a loss that stays negative grows with every step,
     and ``eps`` does not bound it: add a constant to such a loss.
@@ -29,6 +30,8 @@ class IMTLL(Scalarizer):
 
     Args:
         shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`.
+        priorities: :math:`p`, how much each task matters: a number, or one for each task as a
+            tensor, a list, or a mapping by name. None: 1.
         init: where the logarithms of the scales start: a number, or one for each task as a tensor,
             a list, or a mapping by name, such as *minus* the logarithm of the first losses if these
             are far from 1.
@@ -37,7 +40,8 @@ class IMTLL(Scalarizer):
             the size below which it does not matter. Its weight then ends at ``1 / eps``.
 
     Raises:
-        ValueError: ``init`` is not of shape S or not finite, or ``eps`` is negative.
+        ValueError: ``init`` or ``priorities`` is not of shape S or not finite, or ``priorities`` or
+            ``eps`` is negative.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
@@ -59,19 +63,28 @@ class IMTLL(Scalarizer):
     weights_depend_on = "state"
     lower_bound = 0.0
     init = Hyperparameter(0.0)
+    priorities = Hyperparameter(1.0, each=check_priorities)
     eps = Hyperparameter(0.0, check_scalar)
 
-    def __init__(self, shape: Shape, *, init: Value = 0.0, eps: float | Tensor = 0.0) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        priorities: Value = None,
+        init: Value = 0.0,
+        eps: float | Tensor = 0.0,
+    ) -> None:
         super().__init__(shape, optional=False)
-        self.init, self.eps = init, eps
+        self.priorities, self.init, self.eps = priorities, init, eps
         self.log_scale = nn.Parameter(torch.empty(self.shape or (), dtype=default_dtype()))
         self.reset()
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        return imtll_loss(losses, self.log_scale, eps=self.eps, mask=mask)
+        options = {"priorities": self.priorities, "eps": self.eps}
+        return imtll_loss(losses, self.log_scale, mask=mask, **options)
 
     def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        return imtll_weights(self.log_scale, mask=mask)
+        return imtll_weights(self.log_scale, priorities=self.priorities, mask=mask)
 
     def reset(self) -> None:
         super().reset()

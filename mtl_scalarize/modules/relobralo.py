@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..functional._checks import check_positive, check_unit_interval
-from ..functional._presence import fill_absent
+from ..functional._checks import check_positive, check_priorities, check_unit_interval
+from ..functional.constant import constant_combine, constant_weights
 from ..functional.relobralo import ReLoBRaLoState, relobralo_init, relobralo_update
-from .hyperparameters import Hyperparameter
+from .hyperparameters import Hyperparameter, Value
 from .names import Shape
 from .scalarizer import Stateful
 
@@ -15,7 +15,7 @@ class ReLoBRaLo(Stateful):
     r"""Relative Loss Balancing with Random Lookback: a task that falls more slowly weighs more.
 
     .. math::
-        \sum_i w_i(t) \, \ell_i(t), \qquad
+        \sum_i p_i \, w_i(t) \, \ell_i(t), \qquad
         w(t) = \alpha \big( \rho \, w(t-1) + (1 - \rho) \, b(t, 0) \big)
         + (1 - \alpha) \, b(t, t-1), \qquad
         b(t, t') = K \, \mathrm{softmax} \Big( \frac{\ell(t)}{T \, \ell(t')} \Big)
@@ -37,9 +37,12 @@ class ReLoBRaLo(Stateful):
         temperature: :math:`T > 0`; the larger, the more uniform the weights.
         alpha: :math:`\alpha`, from 0 to 1.
         rho: the probability that :math:`\rho` is 1, from 0 to 1.
+        priorities: :math:`p`, how much each task matters: a number, or one for each task as a
+            tensor, a list, or a mapping by name. None: 1.
 
     Raises:
-        ValueError: ``temperature`` is not positive, or ``alpha`` or ``rho`` is not from 0 to 1.
+        ValueError: ``temperature`` is not positive, ``alpha`` or ``rho`` is not from 0 to 1,
+            or ``priorities`` is not of shape S, not finite, or negative.
 
     Example:
         >>> scalarizer = ReLoBRaLo(2, temperature=1.0, alpha=0.9)
@@ -49,6 +52,7 @@ class ReLoBRaLo(Stateful):
         True
     """
 
+    priorities = Hyperparameter(1.0, each=check_priorities)
     temperature = Hyperparameter(0.1, check_positive)
     alpha = Hyperparameter(0.999, check_unit_interval)
     rho = Hyperparameter(0.999, check_unit_interval)
@@ -59,9 +63,12 @@ class ReLoBRaLo(Stateful):
         temperature: float | Tensor = 0.1,
         alpha: float | Tensor = 0.999,
         rho: float | Tensor = 0.999,
+        *,
+        priorities: Value = None,
     ) -> None:
         super().__init__(shape, optional=False)
         self.temperature, self.alpha, self.rho = temperature, alpha, rho
+        self.priorities = priorities
 
     def initial_state(self, shape: tuple[int, ...]) -> ReLoBRaLoState:
         return relobralo_init(shape)
@@ -71,6 +78,10 @@ class ReLoBRaLo(Stateful):
         options = {"alpha": self.alpha, "temperature": self.temperature, "mask": mask}
         self.write(relobralo_update(self.state, losses, drawn >= self.rho, **options))
 
-    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         weights = self.state.running_weights.clone()  # the next call may come before `backward`
-        return fill_absent(weights, 0.0, mask=mask)
+        return constant_combine(losses, weights, priorities=self.priorities, mask=mask)
+
+    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        weights = self.state.running_weights
+        return constant_weights(weights, priorities=self.priorities, mask=mask)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..functional._checks import check_positive
+from ..functional._checks import check_positive, check_priorities
 from ..functional.stch import stch, stch_weights
 from .cautions import looks_like_tasks
 from .hyperparameters import Hyperparameter, Value
@@ -17,7 +17,7 @@ class STCH(Scalarizer):
         \mu \log \sum_i \exp \left( \frac{\lambda_i (\ell_i - z_i)}{\mu} \right)
 
     - :math:`\ell_i` is the loss of task :math:`i`;
-    - :math:`\lambda_i` is its preference;
+    - :math:`\lambda_i = p_i w_i` is its preference, with its priority :math:`p_i`;
     - :math:`z_i` is the best value it can have, its component of the ideal point;
     - :math:`\mu` is the smoothing: the smaller, the closer to the maximum.
 
@@ -26,16 +26,18 @@ class STCH(Scalarizer):
     Args:
         mu: :math:`\mu > 0`, in the unit of the losses times their preference. The paper uses 0.01
             to 1.
-        weights: the preference :math:`\lambda`: a number, or one for each task as a tensor, a list,
-            or a mapping by name. None: :math:`1/m` for each of the m tasks that are present. The
-            attribute is ``priorities``.
+        weights: :math:`w`: a number, or one for each task as a tensor, a list, or a mapping by
+            name. None: :math:`1/m` for each of the m tasks that are present. The attribute is
+            ``preference``.
         reference: the ideal point :math:`z`, likewise. None: 0.
+        priorities: :math:`p`, how much each task matters: a number, or one for each task as a
+            tensor, a list, or a mapping by name. None: 1.
         shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`. None:
             losses of any shape, as a tensor.
 
     Raises:
-        ValueError: ``mu`` is not positive, or ``weights`` or ``reference`` is not of shape S or not
-            finite.
+        ValueError: ``mu`` is not positive, ``weights``, ``reference`` or ``priorities`` is not of
+            shape S or not finite, or ``priorities`` is negative.
 
     Example:
         >>> import torch
@@ -46,7 +48,8 @@ class STCH(Scalarizer):
     """
 
     mu = Hyperparameter(check=check_positive)
-    priorities = Hyperparameter(optional=True, argument="weights")
+    preference = Hyperparameter(optional=True, argument="weights")
+    priorities = Hyperparameter(1.0, each=check_priorities)
     reference = Hyperparameter(0.0)
 
     def __init__(
@@ -55,15 +58,19 @@ class STCH(Scalarizer):
         weights: Value = None,
         reference: Value = None,
         *,
+        priorities: Value = None,
         shape: Shape | None = None,
     ) -> None:
         super().__init__(shape)
-        self.mu, self.priorities, self.reference = mu, weights, reference
+        self.mu, self.preference, self.reference = mu, weights, reference
+        self.priorities = priorities
         if shape is None:
             self._cautions.warn(looks_like_tasks("STCH", "mu", mu))
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        return stch(losses, self.mu, self.priorities, self.reference, mask=mask)
+        options = {"priorities": self.priorities, "mask": mask}
+        return stch(losses, self.mu, self.preference, self.reference, **options)
 
     def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        return stch_weights(losses, self.mu, self.priorities, self.reference, mask=mask)
+        options = {"priorities": self.priorities, "mask": mask}
+        return stch_weights(losses, self.mu, self.preference, self.reference, **options)
