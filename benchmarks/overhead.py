@@ -126,6 +126,8 @@ TARGETS = {  # ours / torchjd
     "Random": 1.1,
     "GeometricMean": 1.0,
     "STCH": 0.9,
+    "COSMOS": 1.1,
+    "PBI": 1.1,
 }
 
 

@@ -37,6 +37,14 @@ OTHERS = {
     "Random": Method(lambda _: ours.Random(), lambda _: torchjd.Random()),
     "GeometricMean": Method(lambda _: ours.GeometricMean(), lambda _: torchjd.GeometricMean()),
     "STCH": Method(lambda _: ours.STCH(0.1), lambda _: torchjd.STCH(0.1)),
+    "COSMOS": Method(
+        lambda tasks: ours.COSMOS(1.0, torch.ones(tasks)),
+        lambda tasks: torchjd.COSMOS(1.0, torch.ones(tasks)),
+    ),
+    "PBI": Method(
+        lambda tasks: ours.PBI(5.0, torch.ones(tasks)),
+        lambda tasks: torchjd.PBI(5.0, torch.ones(tasks)),
+    ),
     "LogSum": Method(lambda _: ours.LogSum()),
     "ReLoBRaLo": Method(ours.ReLoBRaLo),
 }
@@ -61,7 +69,8 @@ def bare_step(scalarizer: Any, losses: Tensor, *, compiled: bool = False) -> Ste
     leaves = [losses]
     if isinstance(scalarizer, nn.Module):
         scalarizer.to(losses.device)
-        if isinstance(scalarizer, torchjd.Constant):  # whose weights do not follow
+        # Whose weights do not follow.
+        if isinstance(scalarizer, torchjd.Constant | torchjd.COSMOS | torchjd.PBI):
             scalarizer.weights = scalarizer.weights.to(losses.device)
         leaves += scalarizer.parameters()
     combine = torch.compile(scalarizer, fullgraph=True) if compiled else scalarizer

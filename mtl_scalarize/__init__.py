@@ -8,6 +8,8 @@ from .functional import (
     ReLoBRaLoState,
     constant_combine,
     constant_weights,
+    cosmos,
+    cosmos_weights,
     dwa_accumulate,
     dwa_combine,
     dwa_init,
@@ -26,6 +28,8 @@ from .functional import (
     log_sum_weights,
     mean_combine,
     mean_weights,
+    pbi,
+    pbi_weights,
     random_combine,
     random_weights,
     relobralo_init,
@@ -39,9 +43,11 @@ from .functional import (
 )
 from .history import History
 from .modules import (
+    COSMOS,
     DWA,
     FAMO,
     IMTLL,
+    PBI,
     STCH,
     UW,
     Constant,
@@ -57,9 +63,11 @@ from .modules import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "COSMOS",
     "DWA",
     "FAMO",
     "IMTLL",
+    "PBI",
     "STCH",
     "UW",
     "Constant",
@@ -78,6 +86,8 @@ __all__ = [
     "check_optimizer",
     "constant_combine",
     "constant_weights",
+    "cosmos",
+    "cosmos_weights",
     "dwa_accumulate",
     "dwa_combine",
     "dwa_init",
@@ -96,6 +106,8 @@ __all__ = [
     "log_sum_weights",
     "mean_combine",
     "mean_weights",
+    "pbi",
+    "pbi_weights",
     "random_combine",
     "random_weights",
     "relobralo_init",

@@ -42,6 +42,8 @@ ROLES = {
     "priorities": "priorities",
     "temperature": "temperature",
     "mu": "temperature",
+    "lambda_": "penalty",
+    "theta": "penalty",
     "alpha": "temperature",
     "lookback": "lookback",
     "lr": "lr",
@@ -78,7 +80,7 @@ class Draw:
                 return self.number(self.tasks)
             case "last" | "previous" | "weights" | "priorities":
                 return self.positive(self.tasks)
-            case "temperature" | "mu":
+            case "temperature" | "mu" | "lambda_" | "theta":
                 return self.positive()
             case "alpha" | "lookback":  # up to 1
                 return 0.4 * self.positive()

@@ -11,9 +11,11 @@ from models import DWAModel, FAMOModel, IMTLLModel, Model, ReLoBRaLoModel, UWMod
 from torch import Tensor, nn
 
 from mtl_scalarize import (
+    COSMOS,
     DWA,
     FAMO,
     IMTLL,
+    PBI,
     STCH,
     UW,
     Constant,
@@ -25,11 +27,15 @@ from mtl_scalarize import (
     Scalarizer,
     Sum,
     constant_combine,
+    cosmos,
+    cosmos_weights,
     geometric_mean,
     geometric_mean_weights,
     log_sum,
     log_sum_weights,
     mean_weights,
+    pbi,
+    pbi_weights,
     random_weights,
     stch,
     stch_weights,
@@ -144,8 +150,21 @@ def _weighted(
 
 def preference(shape: Shape) -> Tensor:
     """What a user prefers: another number for each task."""
-    sizes = torch.Size(shape) if isinstance(shape, Sequence) else torch.Size([shape])
+    named = isinstance(shape, Sequence) and any(isinstance(each, str) for each in shape)
+    sizes = [len(shape)] if named else shape if isinstance(shape, Sequence) else [shape]
+    sizes = torch.Size(sizes)
     return torch.linspace(0.5, 2.0, sizes.numel(), device="cpu").reshape(sizes)
+
+
+def _preferring(
+    scalar: Callable[..., Tensor], weights: Callable[..., Tensor], penalty: float
+) -> Run:
+    """A method without state that takes a preference."""
+
+    def of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda losses, mask: function(losses, penalty, preference(losses.shape), mask=mask)
+
+    return partial(_values, of(scalar), of(weights))
 
 
 def _constant(shape: Shape, **options: Any) -> Constant:
@@ -266,6 +285,20 @@ METHODS = [
         partial(_values, partial(stch, mu=0.5), partial(stch_weights, mu=0.5)),
         lambda tasks, **options: peer.STCH(0.5, **options),
         is_maximum=True,
+    ),
+    Method(
+        "COSMOS",
+        lambda shape, **options: COSMOS(0.5, preference(shape), shape=shape, **options),
+        "COSMOS(shape=(3,), lambda_=0.5, weights=[0.5, 1.25, 2.0])",
+        _preferring(cosmos, cosmos_weights, 0.5),
+        lambda tasks: peer.COSMOS(0.5, preference(tasks).double()),
+    ),
+    Method(
+        "PBI",
+        lambda shape, **options: PBI(0.5, preference(shape), shape=shape, **options),
+        "PBI(shape=(3,), theta=0.5, weights=[0.5, 1.25, 2.0])",
+        _preferring(pbi, pbi_weights, 0.5),
+        lambda tasks: peer.PBI(0.5, preference(tasks).double()),
     ),
 ]
 

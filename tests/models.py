@@ -15,6 +15,8 @@ Shape = tuple[int, ...]
 class Model:
     """What a module should remember, and make of it. `state` is what its `state_dict` holds."""
 
+    priorities: float | Tensor = 1.0
+
     def __init__(self, shape: Shape, dtype: torch.dtype, **options: Any) -> None:
         self.shape, self.dtype = shape, dtype
         self.__dict__ |= options  # the hyperparameters that are not as below
@@ -36,7 +38,7 @@ class Model:
         """What a call in training does to the state, before it combines."""
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        return mtl.constant_combine(losses, self.weigh(losses, mask), mask=mask)
+        raise NotImplementedError
 
     def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -55,18 +57,23 @@ class UWModel(Model):
     init, eps = 0.0, 0.0
     name, loss, weights = "log_var", staticmethod(mtl.uw_loss), staticmethod(mtl.uw_weights)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"priorities": self.priorities, "eps": self.eps}
+
     def start(self) -> State:
         return {self.name: torch.full(self.shape, self.init, dtype=self.dtype)}
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        return self.loss(losses, self.state[self.name], eps=self.eps, mask=mask)
+        return self.loss(losses, self.state[self.name], **self.options, mask=mask)
 
     def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        return self.weights(self.state[self.name], mask=mask)
+        return self.weights(self.state[self.name], priorities=self.priorities, mask=mask)
 
     def descend(self, losses: Tensor, mask: Tensor | None) -> None:
         parameter = self.state[self.name]
-        gradient = torch.func.grad(self.loss, argnums=1)(losses, parameter, eps=self.eps, mask=mask)
+        slope = torch.func.grad(self.loss, argnums=1)
+        gradient = slope(losses, parameter, **self.options, mask=mask)
         self.state[self.name] = parameter - 0.1 * gradient
 
 
@@ -85,10 +92,12 @@ class DWAModel(Model):
         self.state = mtl.dwa_accumulate(mtl.DWAState(**self.state), losses, mask=mask)._asdict()
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        return mtl.dwa_combine(losses, mtl.DWAState(**self.state), mask=mask)
+        state = mtl.DWAState(**self.state)
+        return mtl.dwa_combine(losses, state, priorities=self.priorities, mask=mask)
 
     def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        return fill_absent(self.state["epoch_weights"], 0.0, mask=mask)
+        weights = self.state["epoch_weights"]
+        return mtl.constant_weights(weights, priorities=self.priorities, mask=mask)
 
     def step(self) -> None:
         self.state = mtl.dwa_step(mtl.DWAState(**self.state), self.temperature)._asdict()
@@ -127,8 +136,13 @@ class ReLoBRaLoModel(Model):
         options = {"temperature": self.temperature, "alpha": self.alpha, "mask": mask}
         self.state = mtl.relobralo_update(old, losses, lookback, **options)._asdict()
 
+    def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
+        weights = self.state["running_weights"]
+        return mtl.constant_combine(losses, weights, priorities=self.priorities, mask=mask)
+
     def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        return fill_absent(self.state["running_weights"], 0.0, mask=mask)
+        weights = self.state["running_weights"]
+        return mtl.constant_weights(weights, priorities=self.priorities, mask=mask)
 
 
 class FAMOModel(Model):
@@ -145,18 +159,19 @@ class FAMOModel(Model):
         self.state["previous_losses"] = torch.where(losses.isfinite(), losses, 0.0)
 
     def combine(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        bound = self.state["logits"], self.min_losses
-        return mtl.famo_combine(losses, *bound, eps=self.eps, mask=mask)
+        options = {"priorities": self.priorities, "eps": self.eps, "mask": mask}
+        return mtl.famo_combine(losses, self.state["logits"], self.min_losses, **options)
 
     def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        bound = self.state["logits"], self.min_losses
-        return mtl.famo_weights(losses, *bound, eps=self.eps, mask=mask)
+        options = {"priorities": self.priorities, "eps": self.eps, "mask": mask}
+        return mtl.famo_weights(losses, self.state["logits"], self.min_losses, **options)
 
     def update(self, losses: Tensor, mask: Tensor | None) -> None:
         *fields, previous, pending = self.state.values()
         mask = pending if mask is None else pending & mask
         delta = mtl.famo_delta(previous, losses.to(self.dtype), self.min_losses, eps=self.eps)
         options = {"lr": self.lr, "weight_decay": self.weight_decay, "mask": mask}
+        options["priorities"] = self.priorities
         self.state |= mtl.famo_update(mtl.FAMOState(*fields), delta, **options)._asdict()
         self.state |= {"previous_losses": torch.zeros_like(previous)}
         self.state |= {"pending": torch.zeros_like(pending)}

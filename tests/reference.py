@@ -66,6 +66,24 @@ def stch(losses: Vector, mu: float, preference: Vector, reference: Vector) -> Co
     return Combined(np.array(terms, dtype=object), preference * softmax(exponents))
 
 
+def cosmos(losses: Vector, penalty: float, preference: Vector) -> Combined:
+    length, wanted = sqrt((losses**2).sum()), preference / (sqrt((preference**2).sum()) or 1)
+    along = losses / (length or 1)
+    cosine = (along * wanted).sum()
+    weights = preference - penalty * (wanted - cosine * along) / (length or 1)
+    return Combined(np.append(preference * losses, -penalty * cosine), weights)
+
+
+def pbi(losses: Vector, penalty: float, preference: Vector, reference: Vector) -> Combined:
+    """With what is added in quadrature."""
+    distances, direction = losses - reference, preference / (sqrt((preference**2).sum()) or 1)
+    along = (distances * direction).sum()
+    beside = distances - along * direction
+    small = mpmath.mpf("1e-6") * max(abs(distances), default=0)
+    length = sqrt((beside**2).sum() + small**2)
+    return Combined(np.array([along, penalty * length]), direction + penalty * beside / length)
+
+
 def relobralo(
     losses: Vector, state: list[Vector], rho: int, alpha: float, temperature: float
 ) -> Vector:

@@ -18,7 +18,8 @@ from mtl_scalarize import *
 torch.manual_seed(0)
 losses = torch.tensor([3.0, 1.0], requires_grad=True)
 shaped = (UW, IMTLL, DWA, FAMO, LogSum, GeometricMean, ReLoBRaLo, Sum, Mean, Random)
-for scalarizer in [STCH(0.5), Constant([1.0, 2.0]), *(method(shape=2) for method in shaped)]:
+given = STCH(0.5), COSMOS(0.5, [1.0, 2.0]), PBI(0.5, [1.0, 2.0]), Constant([1.0, 2.0])
+for scalarizer in [*given, *(method(shape=2) for method in shaped)]:
     for _ in range(3):
         scalarizer(losses).backward()
         scalarizer.update(losses / 2)

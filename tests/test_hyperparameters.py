@@ -13,12 +13,18 @@ from methods import EPOCH, METHODS, learn
 from torch import Tensor, nn
 
 import mtl_scalarize
-from mtl_scalarize import FAMO, STCH, UW, Constant, Scalarizer, functional
+from mtl_scalarize import COSMOS, FAMO, PBI, STCH, UW, Constant, Scalarizer, functional
 from mtl_scalarize.modules.hyperparameters import Hyperparameter
 
 NAMES = ["depth", "normals", "edges"]
 TASKS = len(NAMES)
 NUMBERS = [0.25, 0.5, 0.75]
+NEEDED: dict[type[Scalarizer], dict[str, float]] = {
+    STCH: {"mu": 0.5},
+    Constant: {"weights": 1.0},
+    COSMOS: {"lambda_": 0.5, "weights": 1.0},
+    PBI: {"theta": 0.5, "weights": 1.0},
+}
 Declared = tuple[type[Scalarizer], Hyperparameter]
 
 
@@ -37,8 +43,7 @@ each_of_a_task = pytest.mark.parametrize(
 
 def build(kind: type[Scalarizer], **options: Any) -> Scalarizer:
     """With what a class needs."""
-    needed = {"mu": 0.5} if kind is STCH else {"weights": 1.0} if kind is Constant else {}
-    return kind(**{"shape": NAMES, **needed, **options})
+    return kind(**{"shape": NAMES, **NEEDED.get(kind, {}), **options})
 
 
 def run(scalarizer: Scalarizer) -> list[tuple[Tensor, Tensor]]:

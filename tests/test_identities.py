@@ -219,7 +219,7 @@ def test_every_method_is_equivariant_to_a_permutation_of_the_tasks(
             scalarizer.update(after[tasks])
             scalarizer.step()
         (scalar, weights), (permuted_scalar, permuted_weights) = found
-        sizes = weights * before * (1 + before.log().abs())
+        sizes = weights.abs() * before * (1 + before.log().abs())
         assert_close(permuted_scalar, scalar, atol=ROUNDING * sizes.sum().item())
         assert_close(permuted_weights, weights[order])
     state, permuted = (scalarizer.state_dict() for scalarizer in scalarizers)

@@ -169,6 +169,11 @@ class Machine(RuleBasedStateMachine):
     def set_temperature(self, temperature: float) -> None:
         self.module.temperature = self.model.temperature = temperature
 
+    @rule(values=st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=4, max_size=4))
+    def set_priorities(self, values: list[float]) -> None:
+        priorities = torch.tensor(values[: math.prod(self.shape)]).reshape(self.shape)
+        self.module.priorities = self.model.priorities = priorities
+
     @invariant()
     def state_is_that_of_the_model(self) -> None:
         state = self.module.state_dict()

@@ -217,6 +217,39 @@ def test_stch(dtype: torch.dtype, data: st.DataObject, mu: float) -> None:
 
 
 @every_dtype
+@given(data=st.data(), penalty=st.floats(0.0, 8.0))
+def test_cosmos(dtype: torch.dtype, data: st.DataObject, penalty: float) -> None:
+    values, preference, mask = data.draw(alike(dtype, losses, usual, masks))
+    variables = nan_where_absent(values, mask).requires_grad_()
+    scalar = mtl.cosmos(variables, penalty, preference, mask=mask)
+    (in_losses,) = torch.autograd.grad(scalar, variables)
+    present, liked = (exact(each, mask) for each in (values, preference))
+    terms, weights = reference.cosmos(present, penalty, liked)
+    assert error(scalar.detach(), terms.sum(), abs(terms).sum()) <= TOLERANCE[dtype]
+    length = reference.sqrt((present**2).sum()) or 1
+    for slope in (mtl.cosmos_weights(variables, penalty, preference, mask=mask), in_losses):
+        assert error(split(slope, mask), weights, liked + penalty / length) <= TOLERANCE[dtype]
+
+
+@every_dtype
+@given(data=st.data(), penalty=st.floats(0.0, 8.0))
+def test_pbi(dtype: torch.dtype, data: st.DataObject, penalty: float) -> None:
+    """The weights to the tolerance, and to the rounding of what is beside the direction."""
+    values, preference, bound, mask = data.draw(alike(dtype, losses, usual, bounds, masks))
+    variables = nan_where_absent(values, mask).requires_grad_()
+    scalar = mtl.pbi(variables, penalty, preference, bound, mask=mask)
+    (in_losses,) = torch.autograd.grad(scalar, variables)
+    present, liked, ideal = (exact(each, mask) for each in (values, preference, bound))
+    terms, weights = reference.pbi(present, penalty, liked, ideal)
+    largest = max(abs(present) + abs(ideal), default=0)
+    assert error(scalar.detach(), terms.sum(), (1 + penalty) * largest) <= TOLERANCE[dtype]
+    share = penalty * largest / terms[1] if penalty and terms[1] else 0
+    allowed = TOLERANCE[dtype] + 8 * torch.finfo(dtype).eps * share
+    for slope in (mtl.pbi_weights(variables, penalty, preference, bound, mask=mask), in_losses):
+        assert error(split(slope, mask), weights, 1 + penalty) <= allowed
+
+
+@every_dtype
 @given(
     data=st.data(),
     lookback=st.integers(0, 1),

@@ -90,15 +90,15 @@ def train(
     return {name: torch.stack(column) for name, column in columns} | {"network": final}
 
 
-def assert_same(ours: Trajectory, theirs: Trajectory) -> None:
+def assert_same(ours: Trajectory, theirs: Trajectory, tolerance: float = RELATIVE) -> None:
     """Relative to the largest entry: a scalar may cross zero, a logit starts there."""
     for name, expected in theirs.items():
         largest = expected.abs().max().item() if expected.numel() else 0.0
         torch.testing.assert_close(
             ours[name],
             expected,
-            rtol=RELATIVE,
-            atol=RELATIVE * largest,
+            rtol=tolerance,
+            atol=tolerance * largest,
             msg=lambda message, name=name: f"{name}: {message}",
         )
 
@@ -130,7 +130,8 @@ def assert_same_on(ours: Any, theirs: Any, losses: Tensor, epoch: int) -> None:
         train(each, lambda step: losses[step].clone(), steps=len(losses) - 1, epoch=epoch)
         for each in (ours, theirs)
     ]
-    assert_same(*trajectories)
+    # Both keep PBI's root from 0 by a millionth: torchjd of 1, ours of the largest loss.
+    assert_same(*trajectories, 1e-5 if isinstance(ours, mtl.PBI) else RELATIVE)
 
 
 @every_method

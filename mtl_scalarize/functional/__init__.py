@@ -23,11 +23,13 @@ from .constant import (
     mean_weights,
     sum_weights,
 )
+from .cosmos import cosmos, cosmos_weights
 from .dwa import DWAState, dwa_accumulate, dwa_combine, dwa_init, dwa_step, dwa_weights
 from .famo import FAMOState, famo_combine, famo_delta, famo_init, famo_update, famo_weights
 from .geometric import geometric_mean, geometric_mean_weights
 from .imtll import imtll_loss, imtll_weights
 from .log_sum import log_sum, log_sum_weights
+from .pbi import pbi, pbi_weights
 from .random import random_combine, random_weights
 from .relobralo import ReLoBRaLoState, relobralo_init, relobralo_update, relobralo_weights
 from .stch import stch, stch_weights
@@ -40,6 +42,8 @@ __all__ = [
     "check_tensors",
     "constant_combine",
     "constant_weights",
+    "cosmos",
+    "cosmos_weights",
     "dwa_accumulate",
     "dwa_combine",
     "dwa_init",
@@ -60,6 +64,8 @@ __all__ = [
     "log_sum_weights",
     "mean_combine",
     "mean_weights",
+    "pbi",
+    "pbi_weights",
     "random_combine",
     "random_weights",
     "relobralo_init",

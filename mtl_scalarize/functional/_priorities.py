@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from ._checks import check_priorities
+from ._checks import check_priorities, check_scalar_or_shape, check_tensors
+from ._precision import in_common_dtype, scalar_in
 from ._presence import fill_absent
 
 
@@ -40,3 +41,30 @@ def total(losses: Tensor, priorities: float | Tensor, *, mask: Tensor | None) ->
     if not isinstance(priorities, Tensor):
         return mask.sum().clamp(min=1).to(losses.dtype)
     return fill_absent(fill_absent(priorities, 0.0, mask=mask).sum(), 1.0, mask=mask.any())
+
+
+def preferred(
+    losses: Tensor,
+    weights: float | Tensor | None,
+    priorities: float | Tensor,
+    mask: Tensor | None,
+) -> tuple[Tensor, float | Tensor, Tensor | None]:
+    """The losses, the preference that weights and priorities make, and the mask of `prioritised`.
+
+    Without weights, a task's is 1/m, if m are present.
+    """
+    several = {"weights": weights} if isinstance(weights, Tensor) and weights.ndim else {}
+    check_tensors(mask, losses=losses, **several)
+    check_scalar_or_shape("weights", 1.0 if weights is None else weights, losses.shape, "losses")
+    losses, *given = in_common_dtype(losses, *several.values())
+    priorities, mask = prioritised(losses, priorities, mask)
+    preference: float | Tensor
+    if weights is None:
+        preference = 1 / total(losses, 1.0, mask=mask)
+    elif given:
+        preference = fill_absent(given[0], 0.0, mask=mask)
+    else:
+        preference = scalar_in(losses.dtype, weights)
+    if isinstance(priorities, Tensor):
+        preference = preference * priorities
+    return losses, preference, mask

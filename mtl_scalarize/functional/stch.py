@@ -2,10 +2,10 @@ r"""STCH (smooth Tchebycheff): a smooth maximum of the losses."""
 
 from torch import Tensor
 
-from ._checks import check_positive, check_scalar_or_shape, check_tensors
-from ._precision import in_common_dtype, plus, scalar_in
+from ._checks import check_positive, check_scalar_or_shape
+from ._precision import plus, scalar_in
 from ._presence import fill_absent, largest, logsumexp, softmax, zero_if_none
-from ._priorities import prioritised, total
+from ._priorities import preferred
 
 
 def stch(
@@ -111,21 +111,8 @@ def _distances(
     mask: Tensor | None,
 ) -> tuple[Tensor, float | Tensor, Tensor | None]:
     r""":math:`\lambda (\ell - z)`, :math:`\lambda`, and the mask as `prioritised` has it."""
-    several = {"weights": weights} if isinstance(weights, Tensor) and weights.ndim else {}
-    check_tensors(mask, losses=losses, **several)
     check_positive("mu", mu)
-    check_scalar_or_shape("weights", 1.0 if weights is None else weights, losses.shape, "losses")
+    losses, preference, mask = preferred(losses, weights, priorities, mask)
     check_scalar_or_shape("reference", reference, losses.shape, "losses")
-    losses, *given = in_common_dtype(losses, *several.values())
-    priorities, mask = prioritised(losses, priorities, mask)
     distances = fill_absent(plus(losses, -reference), 0.0, mask=mask)
-    preference: float | Tensor
-    if weights is None:
-        preference = 1 / total(losses, 1.0, mask=mask)
-    elif given:
-        preference = fill_absent(given[0], 0.0, mask=mask)
-    else:
-        preference = scalar_in(losses.dtype, weights)
-    if isinstance(priorities, Tensor):
-        preference = preference * priorities
     return preference * distances, preference, mask
