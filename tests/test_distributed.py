@@ -108,6 +108,7 @@ class Run:
     #: Whether a loss of some rank is not finite in some steps.
     broken: bool = False
     seed: int = 0
+    priorities: tuple[float, ...] | None = None
 
     @property
     def split(self) -> list[int]:
@@ -168,6 +169,8 @@ class Model(nn.Module):
             torch.manual_seed(0)
             self.network: nn.Module = Network(run_all=not run.named).double()
         self.scalarizer = METHODS[run.method].make(NAMES if run.named else TASKS).double()
+        if run.priorities is not None:
+            self.scalarizer.priorities = run.priorities
         if group is not None:
             self.scalarizer.synchronize(group)
         self.run = run
@@ -307,6 +310,7 @@ def assert_equal_to_one_process(states: list[State], expected: State) -> None:
         {"ranks": 3, "sizes": (1, 4, 7)},
         {"ranks": 3, "sizes": (1, 4, 7), "presence": "sparse"},
         {"sizes": (12, 0)},
+        {"ranks": 3, "presence": "lack in turns", "priorities": (2.0, 0.0, 0.5)},
     ],
     ids=lambda options: ", ".join(f"{name}={value}" for name, value in options.items()) or "plain",
 )
