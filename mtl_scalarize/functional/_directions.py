@@ -5,13 +5,12 @@ from torch import Tensor
 
 
 def length_and_direction(vector: Tensor) -> tuple[Tensor, Tensor]:
-    """The Euclidean length, and the vector divided by it; 1 and the vector if all of it is 0.
+    """The Euclidean length, and the vector divided by it: 0 if it is 0.
 
     Scaled by the largest entry, whose square might overflow. The derivatives do not depend on that.
     """
     largest = vector.detach().abs().max()
     largest = torch.where(largest == 0, 1.0, largest)
     scaled = vector / largest
-    square = scaled.square().sum()
-    length = torch.where(square == 0, 1.0, square).sqrt()
+    length = torch.linalg.vector_norm(scaled).clamp(min=0.5)  # at least 1, or all of it is 0
     return length * largest, scaled / length
