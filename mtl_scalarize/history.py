@@ -205,7 +205,8 @@ class History:
     def plot(self, *, smooth: int = 1, title: str | None = None) -> "Figure":
         """A figure of the weights, the losses, and the losses over their first, step by step.
 
-        Lines for up to ten tasks, and a heat map with a row a task for more.
+        Lines for up to ten tasks, and a heat map with a row a task for more. The scale is
+        logarithmic, but for weights that sum to 1.
 
         Args:
             smooth: the width of a running mean, in steps. Each point is the mean of the recorded
@@ -237,6 +238,7 @@ class History:
         for axis, (label, (mean, raw)) in zip(axes, panels.items(), strict=True):
             drawn = draw(axis, label, mean, raw if smooth > 1 else None)
         axes[-1].set_xlabel("step")
+        figure.align_ylabels(axes)
         if lines:
             # A label that begins with an underscore is none for matplotlib.
             labels = [f" {name}" if name.startswith("_") else name for name in self.names]
@@ -269,6 +271,12 @@ class History:
         for line, column in zip(lines, () if faint is None else faint.T, strict=faint is not None):
             axis.plot(self._steps, column, color=line.get_color(), alpha=0.3, zorder=1)
         axis.set_yscale(_scale_of(values))
+        if axis.get_yscale() == "log":  # 0.6, and not 6 x 10^-1
+            low, high = axis.get_ylim()
+            subs = (1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)
+            axis.yaxis.set_major_locator(_needed("matplotlib.ticker").LogLocator(subs=subs))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
         return lines
@@ -319,7 +327,11 @@ def _first(losses: Tensor) -> Tensor:
 
 
 def _scale_of(values: Tensor) -> str:
-    return "log" if (values.isfinite() & (values > 0)).any() else "linear"
+    """Linear for shares of 1 and for what is nowhere positive."""
+    sums = values.nansum(dim=1)
+    shares = torch.allclose(sums, torch.ones_like(sums), rtol=1e-3)
+    positive = (values.isfinite() & (values > 0)).any()
+    return "log" if positive and not shares else "linear"
 
 
 def _needed(module: str) -> Any:
