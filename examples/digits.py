@@ -37,7 +37,7 @@ negative is better. seconds: of one training, the fastest of the seeds.
 import argparse
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -161,6 +161,12 @@ def load_pairs(
     seed: int, device: torch.device | str = "cpu", train_size: int = 8000, test_size: int = 2000
 ) -> tuple[Pairs, Pairs]:
     """Pairs to train on and pairs to test on; no handwritten digit is in both sets."""
+    train, test = load_parts(seed, device, {1400: train_size, 397: test_size})
+    return train, test
+
+
+def load_parts(seed: int, device: torch.device | str, sizes: Mapping[int, int]) -> list[Pairs]:
+    """Pairs drawn from so many digits of their own each, 1,797 in all."""
     generator = torch.Generator().manual_seed(seed)
     digits = load_digits()
     images = torch.as_tensor(digits.images, dtype=torch.float32) / 16
@@ -175,8 +181,8 @@ def load_pairs(
         pairs = Pairs(canvas.amax(dim=0), labels[left], labels[right], total, images[left])
         return Pairs(*(values.to(device) for values in pairs))
 
-    train_pool, test_pool = torch.randperm(len(images), generator=generator).tensor_split([1400])
-    return draw(train_pool, train_size), draw(test_pool, test_size)
+    pools = torch.randperm(len(images), generator=generator).split([*sizes])
+    return [draw(pool, size) for pool, size in zip(pools, sizes.values(), strict=True)]
 
 
 class Network(nn.Module):

@@ -123,6 +123,10 @@ PROGRAMS = {
         rf"FAMO +4( +{NUMBER} s){{2}} +{NUMBER}",
         flags="--side=2 --epochs=1",
     ),
+    "priorities": Program(
+        rf"LogSum, loss times p( +{NUMBER}){{5}}",
+        rf"COSMOS +{NUMBER} +{NUMBER} % +{NUMBER}",
+    ),
     "qm9": Program(
         rf"FAMO +{SPREAD}( +{NUMBER}){{4}}",
         rf"FAMO( +{NUMBER}){{11}}",
@@ -131,6 +135,12 @@ PROGRAMS = {
         prepare=write_molecules,
     ),
     "resume": Program(METRICS, writes="--dir=folder"),
+    "worth": Program(
+        r"AdamW, width 64: 1 seeds, 1 epochs",
+        rf"best of 4 constant +{NUMBER} +4 +{NUMBER}",
+        flags="--epochs=1 --vectors=4 --optimizer=AdamW",
+        launcher="-W error -W ignore:`torch.jit.script",  # by torch's own compiler
+    ),
     "with_accelerate": Program(
         r"processes: 2, .*: 0\.0e\+00",
         METRICS,
