@@ -701,8 +701,9 @@ def train_by_epochs_of(batches: list[int]) -> State:
 @pytest.mark.parametrize("batches", [[5, 4], [4, 5]])
 def test_an_epoch_of_unequal_length_is_noticed(batches: list[int], ranks: Ranks) -> None:
     outcomes = ranks.outcomes(train_by_epochs_of, batches, ranks=2)
-    first = min(outcomes, key=lambda failed: failed.seconds)
-    assert "ValueError: `step` should follow equally many calls on every rank" in first.reason
+    noticed = "ValueError: `step` should follow equally many calls on every rank"
+    # The other rank may only see that this one has gone.
+    assert any(noticed in outcome.reason for outcome in outcomes)
     assert all(outcome.seconds < PATIENCE / 2 for outcome in outcomes)
 
 

@@ -12,5 +12,5 @@ def length_and_direction(vector: Tensor) -> tuple[Tensor, Tensor]:
     largest = vector.detach().abs().max()
     largest = torch.where(largest == 0, 1.0, largest)
     scaled = vector / largest
-    length = torch.linalg.vector_norm(scaled).clamp(min=0.5)  # at least 1, or all of it is 0
+    length = scaled.square().sum().clamp(min=0.5).sqrt()  # at least 1, or all of it is 0
     return length * largest, scaled / length
