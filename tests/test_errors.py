@@ -115,6 +115,11 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
         "no `temperatures`: use `temperature`",
     ),
     (
+        lambda: setattr(DWA(), "priority", 2.0),
+        AttributeError,
+        "no `priority`: use `priorities`",
+    ),
+    (
         lambda: update_by_nothing(),
         TypeError,
         "`losses` should return ... a function that returns N",

@@ -134,7 +134,7 @@ class Configurable(nn.Module):
             declared.__set__(self, value)
             return
         if not hasattr(self, name):
-            for meant in get_close_matches(name, self.__dict__.get("_given", ()), cutoff=0.8):
+            for meant in get_close_matches(name, self.__dict__.get("_given", ()), cutoff=0.75):
                 raise AttributeError(f"{type(self).__name__} has no `{name}`: use `{meant}`.")
         super().__setattr__(name, value)
 
