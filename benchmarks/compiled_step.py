@@ -15,7 +15,7 @@ One compiled step
 method   ours, us   graphs   ours / plain sum                    target        torchjd / plain sum
 ──────────────────────────────────────────────────────────────────────────────────────────────────
 UW          549.8        1   1.01 (0.98-1.04)              <= 1.05: met           1.01 (0.97-1.04)
-IMTL-L      541.6        1   1.01 (0.99-1.03)              <= 1.05: met           1.00 (0.98-1.02)
+IMTLL       541.6        1   1.01 (0.99-1.03)              <= 1.05: met           1.00 (0.98-1.02)
 DWA         404.7        1   1.02 (1.00-1.04)              <= 1.05: met   hits the recompile limit
 FAMO        433.7        2   1.09 (1.06-1.11)   <= 1.05: missed by 3.7%           cannot be traced
 """

@@ -72,7 +72,7 @@ def measure(options: Options) -> Iterator[Table]:
     plain = bare_step(PLAIN.ours(TASKS), losses)
     counts: list[Row] = []
     times: list[Row] = []
-    for name, method in {"plain sum": PLAIN, **ALL}.items():
+    for name, method in {"Sum": PLAIN, **ALL}.items():
         steps = ways(method, losses)
         counts.append({"method": name, **launches(steps, options.device)})
         seconds = harness.interleave({"plain": plain, **steps}, rounds=20 if options.quick else 200)

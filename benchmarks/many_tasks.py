@@ -35,7 +35,7 @@ A step at K = 10,000,000 against torchjd's
 method    torchjd / eager   torchjd / compiled                    target        peak memory
 ───────────────────────────────────────────────────────────────────────────────────────────
 UW       1.38 (1.32-1.45)     4.50 (4.39-4.67)                 >= 4: met    5.0 / 4.0 / 2.0
-IMTL-L   0.99 (0.98-1.03)     3.42 (3.29-3.54)               >= 2.3: met    5.0 / 5.0 / 2.0
+IMTLL    0.99 (0.98-1.03)     3.42 (3.29-3.54)               >= 2.3: met    5.0 / 5.0 / 2.0
 DWA      0.48 (0.47-0.48)     3.56 (3.52-3.75)                 >= 3: met    3.0 / 6.2 / 1.0
 FAMO     0.34 (0.33-0.41)     1.72 (1.65-1.77)   >= 2.2: missed by 21.9%   9.0 / 16.2 / 3.0
 
@@ -43,7 +43,7 @@ A compiled step at K = 10,000,000 against a copy of the losses
 method     compiled / copy   least possible   of the bandwidth
 ──────────────────────────────────────────────────────────────
 UW       9.60 (8.89-11.83)              3.0                31%
-IMTL-L    7.26 (6.65-9.17)              3.0                41%
+IMTLL     7.26 (6.65-9.17)              3.0                41%
 DWA      6.93 (6.47-10.08)              5.0                72%
 FAMO      53.7 (51.0-79.2)             10.5                20%
 """
@@ -62,14 +62,14 @@ from workloads import METHODS, Step, bare_step
 TRAFFIC = {
     "copy": 2,
     "UW": 2 + 4,  # losses and log_var; the same, and a gradient for each
-    "IMTL-L": 2 + 4,
+    "IMTLL": 2 + 4,
     "DWA": 2 + 2 + 6,  # losses and weights; weights and a gradient; in and out: mean, int64 count
     # losses, logits, bounds, and a copy of the losses; the first three and a gradient; old and new
     # losses, bounds; in and out: logits, two moments, int64 step
     "FAMO": 4 + 4 + 3 + 10,
 }
 
-TARGETS = {"UW": 4, "IMTL-L": 2.3, "DWA": 3, "FAMO": 2.2}  # torchjd / compiled
+TARGETS = {"UW": 4, "IMTLL": 2.3, "DWA": 3, "FAMO": 2.2}  # torchjd / compiled
 
 
 def peak_memory(steps: Mapping[str, Step], losses: Tensor) -> dict[str, float]:

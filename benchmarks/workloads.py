@@ -22,7 +22,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "UW": Method(ours.UW, torchjd.UW),
-    "IMTL-L": Method(ours.IMTLL, torchjd.IMTLL),
+    "IMTLL": Method(ours.IMTLL, torchjd.IMTLL),
     "DWA": Method(lambda tasks: ours.DWA(shape=tasks), lambda _: torchjd.DWA()),
     "FAMO": Method(ours.FAMO, torchjd.FAMO),
 }

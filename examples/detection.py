@@ -14,7 +14,7 @@ prints:
 
 method                   object           parts                   alone        together
 ───────────────────────────────────────────────────────────────────────────────────────
-plain sum           0.29 ± 0.01     0.32 ± 0.01             1.00 ± 0.00     1.00 ± 0.00
+Sum                 0.29 ± 0.01     0.32 ± 0.01             1.00 ± 0.00     1.00 ± 0.00
 Constant, 1/7       0.29 ± 0.01     0.32 ± 0.01             0.14 ± 0.00     0.14 ± 0.00
 UW                  0.29 ± 0.01     0.32 ± 0.01             1.67 ± 0.04     1.66 ± 0.04
 Mean                0.41 ± 0.02     0.34 ± 0.03             1.00 ± 0.00     0.14 ± 0.00
@@ -54,7 +54,7 @@ TASKS = ["object", *(f"part {number}" for number in range(1, PARTS + 1))]
 SAMPLES, BATCH_SIZE = 4000, 2
 FLOOR = 0.1
 METHODS: dict[str, Callable[[], Scalarizer]] = {
-    "plain sum": lambda: Sum(TASKS),
+    "Sum": lambda: Sum(TASKS),
     "Constant, 1/7": lambda: Constant(dict.fromkeys(TASKS, 1 / len(TASKS))),
     "UW": lambda: UW(TASKS),
     "Mean": lambda: Mean(TASKS),

@@ -17,14 +17,14 @@ draws the picture `digits.png` and prints:
               left digit right digit         sum  redrawing         all
 method           % right     % right  abs. error MSE x 1000  delta-m, % seconds
 ───────────────────────────────────────────────────────────────────────────────
-plain sum     94.7 ± 0.8  94.3 ± 1.5 1.42 ± 0.12 29.3 ± 0.7   0.0 ± 0.0     3.8
-constant      95.6 ± 0.6  95.4 ± 1.2 1.66 ± 0.12 11.4 ± 0.2 -11.4 ± 2.0     3.8
+Sum           94.7 ± 0.8  94.3 ± 1.5 1.42 ± 0.12 29.3 ± 0.7   0.0 ± 0.0     3.8
+Constant      95.6 ± 0.6  95.4 ± 1.2 1.66 ± 0.12 11.4 ± 0.2 -11.4 ± 2.0     3.8
 LogSum        96.2 ± 0.7  95.3 ± 1.6 1.75 ± 0.10 16.7 ± 0.5  -5.5 ± 1.5     4.0
 GeometricMean 96.3 ± 0.5  95.2 ± 1.7 1.84 ± 0.10 14.1 ± 0.6  -6.1 ± 2.8     3.5
 Random        93.6 ± 0.9  93.0 ± 1.4 1.59 ± 0.05 35.4 ± 3.4   9.0 ± 2.6     3.8
 STCH          96.0 ± 0.5  95.3 ± 1.2 1.71 ± 0.12 11.1 ± 0.4 -10.9 ± 1.6     3.9
 UW            95.7 ± 0.5  95.1 ± 1.9 1.76 ± 0.06 17.0 ± 0.9  -4.7 ± 4.6     4.2
-IMTL-L        95.7 ± 0.9  95.4 ± 1.7 1.75 ± 0.05 17.0 ± 0.7  -5.0 ± 3.2     3.9
+IMTLL         95.7 ± 0.9  95.4 ± 1.7 1.75 ± 0.05 17.0 ± 0.7  -5.0 ± 3.2     3.9
 DWA           94.7 ± 0.9  94.6 ± 1.2 1.44 ± 0.12 28.9 ± 0.8  -0.1 ± 0.8     4.1
 ReLoBRaLo     94.9 ± 0.7  94.5 ± 1.1 1.47 ± 0.15 29.6 ± 1.9   1.1 ± 2.7     4.4
 FAMO          95.8 ± 0.4  95.6 ± 1.3 1.57 ± 0.18 11.5 ± 0.4 -13.2 ± 2.8     4.3
@@ -116,16 +116,16 @@ ALL = Task("all", "all\ndelta-m, %", -1, 1, "#444444")
 # The inverse of how large each loss is before training.
 INVERSE_SIZES = torch.tensor([0.5, 0.5, 0.01, 5.0])
 
-# Each is called with the number of tasks. "constant" and "STCH" are for the four tasks above.
+# Each is called with the number of tasks. "Constant" and "STCH" are for the four tasks above.
 METHODS: dict[str, Callable[..., Scalarizer]] = {
-    "plain sum": Sum,
-    "constant": lambda tasks: Constant(INVERSE_SIZES),
+    "Sum": Sum,
+    "Constant": lambda tasks: Constant(INVERSE_SIZES),
     "LogSum": lambda tasks: LogSum(shape=tasks),
     "GeometricMean": GeometricMean,
     "Random": Random,
     "STCH": lambda tasks: STCH(0.1, INVERSE_SIZES),
     "UW": UW,
-    "IMTL-L": IMTLL,
+    "IMTLL": IMTLL,
     "DWA": lambda tasks: DWA(shape=tasks),
     "ReLoBRaLo": ReLoBRaLo,
     "FAMO": FAMO,
@@ -375,7 +375,7 @@ def draw_picture(results: Results, path: Path, quick: bool) -> None:
     for axes in panels[len(others) :]:
         axes.set_axis_off()
     for axes, (method, shares) in zip(panels, others, strict=False):
-        axes.axhline(1 / len(TASKS), color="black", linewidth=1, linestyle="--", label="plain sum")
+        axes.axhline(1 / len(TASKS), color="black", linewidth=1, linestyle="--", label="Sum")
         for task, share in zip(TASKS, shares.T, strict=True):
             axes.plot(range(1, len(share) + 1), share, ".-", color=task.colour, label=task.name)
         axes.set(title=method, xlabel="epoch", yscale="log", ylim=(3e-4, 1.3))

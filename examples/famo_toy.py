@@ -26,7 +26,7 @@ draws the picture `famo_toy.png` and prints:
 
 method             start   first loss   second loss   from the front   reached
 ────────────────────────────────────────────────────────────────────────────────
-plain sum    (-8.5, 7.5)        -0.38        -19.83            0.001       yes
+Sum          (-8.5, 7.5)        -0.38        -19.83            0.001       yes
                   (0, 0)        -0.38        -19.83            0.001       yes
                   (9, 9)         0.73          0.46           12.299        no
             (-7.5, -0.5)        -0.38        -19.83            0.001       yes
@@ -50,7 +50,7 @@ UW           (-8.5, 7.5)         0.13          6.88           11.381        no
             (-7.5, -0.5)        -0.25        -19.93            0.006       yes
                  (9, -1)        -1.99         -2.48            0.006       yes
 
-IMTL-L       (-8.5, 7.5)         0.11          6.87           11.370        no
+IMTLL        (-8.5, 7.5)         0.11          6.87           11.370        no
                   (0, 0)        -1.99         -2.48            0.006       yes
                   (9, 9)         0.55          0.16           10.234        no
             (-7.5, -0.5)        -0.25        -19.93            0.006       yes
@@ -207,11 +207,11 @@ def fixed(weights: Callable[[Tensor], Tensor]) -> Method:
 
 
 METHODS = {
-    "plain sum": fixed(sum_weights),
+    "Sum": fixed(sum_weights),
     "LogSum": fixed(lambda losses: log_sum_weights(losses, MIN_LOSSES)),
     "STCH": fixed(lambda losses: stch_weights(losses, 0.1, -1 / MIN_LOSSES, MIN_LOSSES)),
     "UW": learned(uw_loss, uw_weights),
-    "IMTL-L": learned(imtll_loss, imtll_weights),
+    "IMTLL": learned(imtll_loss, imtll_weights),
     "FAMO": Method(
         famo_init(2, dtype=torch.float64),
         lambda losses, state: famo_weights(losses, state.logits, MIN_LOSSES),

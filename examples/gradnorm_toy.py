@@ -27,11 +27,11 @@ draws the picture `gradnorm_toy.png` and prints:
 
 method         scale 1   scale 4.64   scale 21.5    scale 100         mean        worst
 ────────────────────────────────────────────────────────────────────────────────────────
-plain sum  1.50 ± 0.06  0.85 ± 0.01  0.79 ± 0.01  0.76 ± 0.01  0.91 ± 0.01  1.50 ± 0.06
-constant   0.59 ± 0.01  0.59 ± 0.01  0.62 ± 0.01  0.73 ± 0.00  0.62 ± 0.01  0.73 ± 0.00
+Sum        1.50 ± 0.06  0.85 ± 0.01  0.79 ± 0.01  0.76 ± 0.01  0.91 ± 0.01  1.50 ± 0.06
+Constant   0.59 ± 0.01  0.59 ± 0.01  0.62 ± 0.01  0.73 ± 0.00  0.62 ± 0.01  0.73 ± 0.00
 LogSum     0.58 ± 0.01  0.57 ± 0.01  0.60 ± 0.01  0.73 ± 0.00  0.61 ± 0.01  0.73 ± 0.00
 UW         0.99 ± 0.02  0.86 ± 0.00  0.84 ± 0.01  0.83 ± 0.01  0.87 ± 0.00  0.99 ± 0.02
-IMTL-L     0.99 ± 0.02  0.86 ± 0.00  0.84 ± 0.01  0.83 ± 0.01  0.87 ± 0.00  0.99 ± 0.02
+IMTLL      0.99 ± 0.02  0.86 ± 0.00  0.84 ± 0.01  0.83 ± 0.01  0.87 ± 0.00  0.99 ± 0.02
 DWA        1.51 ± 0.06  0.85 ± 0.01  0.79 ± 0.01  0.76 ± 0.01  0.91 ± 0.01  1.51 ± 0.06
 ReLoBRaLo  1.32 ± 0.21  0.86 ± 0.02  0.80 ± 0.02  0.78 ± 0.02  0.90 ± 0.03  1.32 ± 0.21
 FAMO       0.64 ± 0.01  0.61 ± 0.00  0.62 ± 0.01  0.68 ± 0.01  0.63 ± 0.00  0.68 ± 0.01
@@ -81,24 +81,24 @@ SHARED_STD, OWN_STD, INPUT_STD = 10.0, 3.5, 0.01
 TEST_SIZE, BATCH_SIZE = 1000, 100
 LEARNING_RATE, SCALARIZER_LEARNING_RATE = 1e-3, 0.025
 
-# Each is called with the number of tasks. "constant" is what one would take who knows the scales.
+# Each is called with the number of tasks. "Constant" is what one would take who knows the scales.
 METHODS: dict[str, Callable[[int], Scalarizer]] = {
-    "plain sum": Sum,
-    "constant": lambda _: Constant(SCALES**-2),
+    "Sum": Sum,
+    "Constant": lambda _: Constant(SCALES**-2),
     "LogSum": lambda tasks: LogSum(shape=tasks),
     "UW": UW,
-    "IMTL-L": IMTLL,
+    "IMTLL": IMTLL,
     "DWA": lambda tasks: DWA(shape=tasks),
     "ReLoBRaLo": ReLoBRaLo,
     "FAMO": FAMO,
 }
 # UW and IMTL-L coincide, as do DWA, ReLoBRaLo and the plain sum.
 LINES = {
-    "plain sum": ("#000000", "-"),
-    "constant": ("#999999", "-"),
+    "Sum": ("#000000", "-"),
+    "Constant": ("#999999", "-"),
     "LogSum": ("#009e73", "-"),
     "UW": ("#0072b2", "-"),
-    "IMTL-L": ("#56b4e9", "--"),
+    "IMTLL": ("#56b4e9", "--"),
     "DWA": ("#e69f00", "--"),
     "ReLoBRaLo": ("#882255", ":"),
     "FAMO": ("#d55e00", "-"),

@@ -521,7 +521,7 @@ def draw_picture(outcomes: dict[str, Outcome], path: Path, quick: bool) -> None:
     best = best_of(outcomes)
     fields = {
         "the solution": solution(grid()),
-        "plain sum": outcomes["fixed weight"].u[0, 0],
+        "Sum": outcomes["fixed weight"].u[0, 0],
         "LogSum without a floor": outcomes["LogSum"].u[0, 0],
         f"{best}, {METHODS[best].name_of(outcomes[best].best)}": (
             outcomes[best].u[outcomes[best].best, 0]

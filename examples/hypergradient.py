@@ -31,7 +31,7 @@ Central differences of the 5 numbers run the 20 steps 10 times.
 
                hyperparameters                            validation loss   test loss
 ───────────────────────────────────────────────────────────────────────────────────────
-plain sum      temperature inf                                     0.6291      0.6278
+Sum            temperature inf                                     0.6291      0.6278
 FAMO           lr 0.025, logits 0 0 0 0                            0.7069      0.7004
   tuned        lr 0.042, logits -0.85 -0.27 0.59 -0.077            0.6133      0.6121
 DWA from 2     temperature 2                                       0.6225      0.6207
@@ -266,7 +266,7 @@ def print_descents(experiments: Sequence[Experiment], descents: Sequence[Descent
         table.add_row(name, label, f"{validation:.4f}", f"{test:.4f}")
 
     uniform = {"temperature": number(torch.inf)}
-    add_row("plain sum", uniform, *experiments[1].losses(uniform))
+    add_row("Sum", uniform, *experiments[1].losses(uniform))
     for experiment, descent in zip(experiments, descents, strict=True):
         for name, i in ((experiment.name, 0), ("  tuned", -1)):
             hyper = {name: values[i] for name, values in descent.hyper.items()}

@@ -16,7 +16,7 @@ prints:
 
 30 % wrong           % right     mean loss     worst 5 %    worst loss         trust
 ────────────────────────────────────────────────────────────────────────────────────
-plain mean        93.5 ± 0.9   0.55 ± 0.02     2.0 ± 0.1     3.8 ± 0.6 1.000 ± 0.000
+Mean              93.5 ± 0.9   0.55 ± 0.02     2.0 ± 0.1     3.8 ± 0.6 1.000 ± 0.000
 UW                96.2 ± 0.4   0.13 ± 0.01     2.2 ± 0.2     6.9 ± 0.9 0.015 ± 0.002
 UW by position    93.0 ± 0.6   0.55 ± 0.02     2.0 ± 0.1     4.0 ± 0.8 0.997 ± 0.009
 DWA              77.8 ± 29.8   0.85 ± 0.64     2.7 ± 1.4     4.6 ± 1.8 0.587 ± 0.522
@@ -25,7 +25,7 @@ FAMO, no floor    76.5 ± 4.6   0.67 ± 0.12     4.1 ± 0.3     7.8 ± 1.4 0.000
 
 0 % wrong            % right     mean loss     worst 5 %    worst loss         trust
 ────────────────────────────────────────────────────────────────────────────────────
-plain mean        97.0 ± 0.6   0.10 ± 0.01     1.5 ± 0.2     5.4 ± 0.4
+Mean              97.0 ± 0.6   0.10 ± 0.01     1.5 ± 0.2     5.4 ± 0.4
 UW                97.5 ± 0.3   0.12 ± 0.03     2.3 ± 0.6    12.9 ± 5.1
 UW by position    97.4 ± 0.4   0.09 ± 0.02     1.6 ± 0.4     7.3 ± 1.1
 DWA               96.2 ± 1.1   0.13 ± 0.02     1.6 ± 0.2     4.7 ± 0.5
@@ -79,7 +79,7 @@ BATCH_SIZE = 100  # divides them, so that every batch has a position for each
 # the logarithm of the distance of a loss to its bound: the bound is then the negative of this.
 FLOOR = 0.05
 METHODS: dict[str, Callable[[], Scalarizer]] = {
-    "plain mean": Mean,
+    "Mean": Mean,
     "UW": lambda: UW(INSTANCES, eps=FLOOR),
     "UW by position": lambda: UW(BATCH_SIZE, eps=FLOOR),
     "DWA": lambda: DWA(shape=INSTANCES),

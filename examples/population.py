@@ -18,7 +18,7 @@ draws the picture `population.png` and prints:
                                      left digit right digit         sum   redrawing         all
 method        hyperparameters           % right     % right  abs. error  MSE x 1000  delta-m, %
 ───────────────────────────────────────────────────────────────────────────────────────────────
-plain sum                            86.7 ± 4.5  86.7 ± 4.1 1.68 ± 0.09  43.7 ± 3.6   0.0 ± 0.0
+Sum                                  86.7 ± 4.5  86.7 ± 4.1 1.68 ± 0.09  43.7 ± 3.6   0.0 ± 0.0
 FAMO, paper's lr 0.025, decay 0.001        91.1        91.4        1.85        28.9        -6.2
 FAMO, best    lr 0.79, decay 0.0032        93.7        92.0        1.71        24.1       -12.1
 FAMO, worst   lr 1.4, decay 0.00018        82.2        76.5        1.52        90.7        30.4
@@ -279,7 +279,7 @@ def print_metrics(sweeps: Sequence[Sweep], metrics: Sequence[Tensor]) -> None:
         columns = zip(runs.T, (*TASKS, ALL), strict=True)
         table.add_row(name, hyper, *(mean_and_std(values, task.digits) for values, task in columns))
 
-    add_row("plain sum", "", metrics[1][-1])
+    add_row("Sum", "", metrics[1][-1])
     for sweep, values in zip(sweeps, metrics, strict=True):
         ranking = values[:, :, -1].mean(dim=1).argsort().tolist()
         for which, i in (("paper's", sweep.paper), ("best", ranking[0]), ("worst", ranking[-1])):

@@ -5,7 +5,7 @@ the standardised targets the losses that can be reached differ a thousandfold: a
 the energies behind, whose losses are soon small. Papers train a network of message passing on
 110,000 molecules. This one is a multilayer perceptron on fixed descriptors and 10,000 molecules;
 2,000 others choose the learning rate of each method, of two, with the first seed; 4,000 test it. A
-seed stands for one split, its initial weights and its order of batches. "constant" and "STCH" know
+seed stands for one split, its initial weights and its order of batches. "Constant" and "STCH" know
 what can be had: their weights are the inverse squares of the validation errors of a network for
 each target.
 
@@ -23,14 +23,14 @@ with other work: the seconds are upper bounds):
 method          delta-m, %   rank       rate   seconds   delta-m, %
 ─────────────────────────────────────────────────────────────────────
 single tasks           0.0                         123          0.0
-plain sum       55.7 ± 1.2    6.5      0.001        11        179.8
-constant         8.6 ± 0.3    5.6      0.003        11
+Sum             55.7 ± 1.2    6.5      0.001        11        179.8
+Constant         8.6 ± 0.3    5.6      0.003        11
 LogSum          -0.3 ± 0.0    2.4      0.003        12         39.7
 GeometricMean    1.8 ± 0.6    3.2      0.003        12
 Random          65.1 ± 1.3    8.8      0.001        11        222.6
 STCH            70.1 ± 1.4    9.1      0.003        13
 UW               4.7 ± 0.7    4.0      0.001        12         58.4
-IMTL-L           4.7 ± 0.7    4.3      0.001        12
+IMTLL            4.7 ± 0.7    4.3      0.001        12
 DWA             55.9 ± 1.3    7.3      0.001        12        173.0
 ReLoBRaLo       66.0 ± 6.7    8.4      0.001        13
 FAMO            19.4 ± 0.5    6.5      0.001        12         38.9
@@ -44,14 +44,14 @@ seeds. published: another network and budget, on the whole data set.
 method             D     a0^3  meV  meV a0^2  meV meV meV meV meV cal/mol K
 ───────────────────────────────────────────────────────────────────────────
 single tasks   0.520    0.479  148  176  4.4  9.0 149 150 151 145     0.161
-plain sum      0.517    0.575  153  198  9.9 21.6 252 252 258 240     0.221
-constant       0.603    0.543  177  217  4.8  9.2 149 149 150 145     0.178
+Sum            0.517    0.575  153  198  9.9 21.6 252 252 258 240     0.221
+Constant       0.603    0.543  177  217  4.8  9.2 149 149 150 145     0.178
 LogSum         0.546    0.482  154  186  5.8  9.7 126 127 127 124     0.165
 GeometricMean  0.561    0.490  161  194  5.4  9.2 134 136 136 132     0.165
 Random         0.529    0.597  159  207 10.3 23.4 269 273 275 258     0.236
 STCH           0.863    0.803  268  336  6.9 14.5 248 253 251 241     0.289
 UW             0.550    0.495  160  195  5.7  9.6 143 144 145 139     0.166
-IMTL-L         0.550    0.495  160  195  5.7  9.6 143 144 145 139     0.166
+IMTLL          0.550    0.495  160  195  5.7  9.6 143 144 145 139     0.166
 DWA            0.517    0.576  153  198  9.9 21.6 253 252 258 240     0.222
 ReLoBRaLo      0.514    0.573  154  199  9.2 24.4 285 287 292 270     0.236
 FAMO           0.536    0.557  164  207  7.0 11.6 172 172 175 168     0.188
@@ -170,15 +170,15 @@ TARGETS = (
     Target("Cv", "cal/mol K", "Heatcapacity_Cv_cal_mol_K", 1.0, 3),
 )
 
-# "constant" and "STCH" are given what a loss is worth: see `compare`.
+# "Constant" and "STCH" are given what a loss is worth: see `compare`.
 METHODS = digits.METHODS | {
-    "constant": lambda tasks, worth: Constant(torch.tensor(worth)),
+    "Constant": lambda tasks, worth: Constant(torch.tensor(worth)),
     "STCH": lambda tasks, worth: STCH(0.1, torch.tensor(worth)),
 }
 # Change in % on the whole data set with a network of message passing, by the table of Qin, Wang,
 # Liao, Yan, "NTKMTL", NeurIPS 2025, https://arxiv.org/abs/2510.18258
 PUBLISHED = {
-    "plain sum": 179.8,
+    "Sum": 179.8,
     "Random": 222.6,
     "DWA": 173.0,
     "UW": 58.4,
@@ -384,7 +384,7 @@ def compare(
             return outcome
 
         singles = [
-            tune(partial(run, "plain sum", [k]), lambda outcome: outcome.errors[1, 0], seeds)
+            tune(partial(run, "Sum", [k]), lambda outcome: outcome.errors[1, 0], seeds)
             for k in tasks
         ]
         alone = np.concatenate([single.errors for single in singles], axis=-1)
@@ -397,7 +397,7 @@ def compare(
 
         results = {}
         for method in methods:
-            options = {"worth": worth} if method in {"constant", "STCH"} else {}
+            options = {"worth": worth} if method in {"Constant", "STCH"} else {}
             results[method] = tune(partial(run, method, tasks, **options), judge, seeds)
         famo = {
             (lr, decay): tune(partial(run, "FAMO", tasks, lr=lr, weight_decay=decay), judge, 1)

@@ -18,7 +18,7 @@ UW           96.1        94.8       1.75       17.7
 Two processes take the steps of one, up to rounding. On one or two, a run resumed from the end of an
 epoch is bit-identical to one that never stopped; on more, again up to rounding. In
 `checkpoints/lightning_logs` are the losses and the task weights of every tenth step, of the methods
-that have names here: all but "constant" and "STCH".
+that have names here: all but "Constant" and "STCH".
 
 FAMO looks again after every tenth step (`update_every` of the module), in training mode as in the
 call. In `eval()`, dropout and batch norm would change the losses, and FAMO would take this for the

@@ -17,14 +17,14 @@ picture `worth.png` and prints:
 AdamW, width 64: 3 seeds, 20 epochs
 method                  delta-m, %   worth in trials   each seed's   seconds
 ──────────────────────────────────────────────────────────────────────────────
-plain sum                0.0 ± 0.0                 1           1-2       0.9
-constant                -5.5 ± 3.8                 2           2-4       0.9
+Sum                      0.0 ± 0.0                 1           1-2       0.9
+Constant                -5.5 ± 3.8                 2           2-4       0.9
 LogSum                  -5.0 ± 2.8                 2           1-3       0.9
 GeometricMean           -3.6 ± 5.2                 2           1-2       0.9
 Random                  12.4 ± 3.2                 1             1       0.8
 STCH                    -6.0 ± 2.3                 3           2-3       0.9
 UW                       1.2 ± 2.8                 1             1       0.9
-IMTL-L                   0.3 ± 1.4                 1           1-2       0.9
+IMTLL                    0.3 ± 1.4                 1           1-2       0.9
 DWA                      0.1 ± 0.6                 1           1-2       0.8
 ReLoBRaLo                2.6 ± 6.1                 1             1       1.0
 FAMO                    -8.2 ± 2.9                 5             5       0.8
@@ -37,14 +37,14 @@ best of 256 constant   -13.1 ± 1.7               256                   168.6
 SGD, width 64: 3 seeds, 20 epochs
 method                   delta-m, %   worth in trials   each seed's   seconds
 ───────────────────────────────────────────────────────────────────────────────
-plain sum                 0.0 ± 0.0                 1             1      28.4
-constant               -84.5 ± 32.5                 5           4-7       0.5
+Sum                       0.0 ± 0.0                 1             1      28.4
+Constant               -84.5 ± 32.5                 5           4-7       0.5
 LogSum                 -73.8 ± 28.3                 2           1-2       0.5
 GeometricMean          -77.4 ± 31.0                 2           2-5       0.5
 Random                   22.0 ± 6.5                 1             1       0.5
 STCH                   -75.0 ± 33.9                 2             2       0.5
 UW                     -45.0 ± 28.3                 1             1       0.5
-IMTL-L                 -71.1 ± 28.2                 2           1-2       0.5
+IMTLL                  -71.1 ± 28.2                 2           1-2       0.5
 DWA                      3.5 ± 12.7                 1             1       0.5
 ReLoBRaLo               12.8 ± 18.4                 1             1       1.2
 FAMO                   -62.9 ± 31.8                 1             1       0.6

@@ -81,7 +81,8 @@ def pbi(losses: Vector, penalty: float, preference: Vector, reference: Vector) -
     beside = distances - along * direction
     small = mpmath.mpf("1e-6") * max(abs(distances), default=0)
     length = sqrt((beside**2).sum() + small**2)
-    return Combined(np.array([along, penalty * length]), direction + penalty * beside / (length or 1))
+    weights = direction + penalty * beside / (length or 1)
+    return Combined(np.array([along, penalty * length]), weights)
 
 
 def relobralo(

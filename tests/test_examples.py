@@ -91,8 +91,8 @@ PROGRAMS = {
         launcher=TWO_RANKS,
     ),
     "famo_toy": Program(
-        rf"IMTL-L +\({NUMBER}, {NUMBER}\)( +{NUMBER}){{3}} +(yes|no)",
-        r"Reached, of 5 starts: plain sum \d, LogSum \d, STCH \d, UW \d, IMTL-L \d, .*",
+        rf"IMTLL +\({NUMBER}, {NUMBER}\)( +{NUMBER}){{3}} +(yes|no)",
+        r"Reached, of 5 starts: Sum \d, LogSum \d, STCH \d, UW \d, IMTLL \d, .*",
         flags="",
     ),
     "gradnorm_toy": Program(
@@ -473,7 +473,7 @@ def test_tensorboard_shows_the_weights_that_the_demo_trains_with(short: Load) ->
     torch.testing.assert_close(shown.T.unflatten(0, (3, -1)).mean(dim=1), history)
 
 
-@pytest.mark.parametrize("name", ["plain sum", "LogSum", "UW", "IMTL-L", "FAMO"])
+@pytest.mark.parametrize("name", ["Sum", "LogSum", "UW", "IMTLL", "FAMO"])
 def test_all_starts_at_once_end_as_each_with_a_module_and_torchs_adam(name: str) -> None:
     toy, make = import_module("famo_toy"), import_module("digits").METHODS[name]
     decay = {"weight_decay": 0.0} if "FAMO" in name else {}
@@ -502,7 +502,7 @@ def test_famo_reaches_the_front_from_every_start() -> None:
 def test_famo_leaves_no_task_behind() -> None:
     toy = import_module("gradnorm_toy")
     examples = toy.make_examples(0, 2000)
-    plain, famo = (toy.train(method, *examples, 6, seed=0)[-1] for method in ("plain sum", "FAMO"))
+    plain, famo = (toy.train(method, *examples, 6, seed=0)[-1] for method in ("Sum", "FAMO"))
     assert plain.max() > 1.2  # worse than before the training
     assert famo.max() < 1
     assert famo.mean() < plain.mean() - 0.05
@@ -512,7 +512,7 @@ def test_instances_with_wrong_labels_weigh_little() -> None:
     program = import_module("instances")
     train, test = program.load(0, wrong=0.3)
     network, weights = program.train("FAMO", train, 60, seed=0)
-    plain, _ = program.train("plain mean", train, 60, seed=0)
+    plain, _ = program.train("Mean", train, 60, seed=0)
     assert weights[train.is_wrong].mean() < 0.05 * weights[~train.is_wrong].mean()
     assert program.evaluate(network, test)[1] < program.evaluate(plain, test)[1] / 2
 
