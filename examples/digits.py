@@ -363,37 +363,50 @@ def print_table(results: Results) -> None:
 
 @picture_style
 def draw_picture(results: Results, path: Path, quick: bool) -> None:
-    """Above, the shares of the task weights in training; below, the metrics after it."""
-    figure = Figure(figsize=(18, 15.5), layout="constrained")
-    above, below = figure.subfigures(2, 1, squeeze=False, hspace=0.06, height_ratios=[4, 5])[:, 0]
+    """Above, the shares of the task weights in training; below, the metrics after it.
 
-    above.suptitle("How each method shares out its weights in training", size=18, weight="bold")
+    A picture of two methods beside the baseline is narrow enough for a phone.
+    """
     others = list(zip(results.methods, results.shares, strict=True))[1:]
+    narrow = len(others) <= 2
+    figure = Figure(figsize=(6.6, 11.5) if narrow else (18, 15.5), layout="constrained")
+    above, below = figure.subfigures(
+        2, 1, squeeze=False, hspace=0.06, height_ratios=[4, 6] if narrow else [4, 5]
+    )[:, 0]
+
+    above.suptitle(
+        "How each method shares out its weights in training",
+        size=16 if narrow else 18,
+        weight="bold",
+    )
     rows = math.ceil(len(others) / 6)
     grid = above.subplots(rows, math.ceil(len(others) / rows), sharey=True, squeeze=False)
     panels = list(grid.flat)
     for axes in panels[len(others) :]:
-        axes.set_axis_off()
+        axes.remove()
     for axes, (method, shares) in zip(panels, others, strict=False):
         axes.axhline(1 / len(TASKS), color="black", linewidth=1, linestyle="--", label="Sum")
         for task, share in zip(TASKS, shares.T, strict=True):
             axes.plot(range(1, len(share) + 1), share, ".-", color=task.colour, label=task.name)
         axes.set(title=method, xlabel="epoch", yscale="log", ylim=(3e-4, 1.3))
         axes.xaxis.get_major_locator().set_params(integer=True)
-    above.supylabel("share of the weights")
+    above.supylabel("share of the weights", size=14)
     panels[0].yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
-    above.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    handles, labels = panels[0].get_legend_handles_labels()
+    above.legend(handles, labels, loc="outside lower center", ncols=2 if narrow else 5)
 
     title = TOO_SHORT if quick else "Results on digits never trained on"
-    below.suptitle(title, size=18, weight="bold")
-    panels = below.subplots(1, len(TASKS) + 1, sharey=True)
-    for k, (axes, task) in enumerate(zip(panels, (*TASKS, ALL), strict=True)):
+    below.suptitle(title, size=16 if narrow else 18, weight="bold")
+    metrics = TASKS if narrow else (*TASKS, ALL)
+    grid = below.subplots(2 if narrow else 1, 2 if narrow else 5, sharey=True, squeeze=False)
+    for k, (axes, task) in enumerate(zip(grid.flat, metrics, strict=True)):
         draw_metric(axes, results.metrics[:, :, k], task)
-    panels[0].set_yticks(range(len(results.methods)), results.methods)
-    panels[0].set_ylim(len(results.methods) - 0.5, -0.8)
-    better = Patch(color=BETTER, label="better than the plain sum")
+    axes = grid[0, 0]
+    axes.set_yticks(range(len(results.methods)), results.methods)
+    axes.set_ylim(len(results.methods) - 0.5, -0.8)
+    better = Patch(color=BETTER, label="better than Sum")
     below.legend(handles=[better], loc="outside lower center")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def draw_metric(axes: Axes, values: Tensor, task: Task) -> None:

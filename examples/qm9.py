@@ -275,6 +275,14 @@ def split(molecules: Molecules, seed: int) -> Split:
     return Split(train, validation, test, spread)
 
 
+def make_network(inputs: int, outputs: int, width: int = WIDTH) -> nn.Module:
+    return nn.Sequential(
+        *(nn.Linear(inputs, width), nn.SiLU()),
+        *(nn.Linear(width, width), nn.SiLU()),
+        nn.Linear(width, outputs),
+    )
+
+
 def train(
     data: Split,
     tasks: Sequence[int],
@@ -291,11 +299,7 @@ def train(
         for part in data[:3]
     )
     torch.manual_seed(seed)
-    network = nn.Sequential(
-        *(nn.Linear(train[0].shape[1], WIDTH), nn.SiLU()),
-        *(nn.Linear(WIDTH, WIDTH), nn.SiLU()),
-        nn.Linear(WIDTH, len(tasks)),
-    )
+    network = make_network(train[0].shape[1], len(tasks))
     scalarizer = METHODS[method](len(tasks), **options)
     optimizer = make_optimizer(network, scalarizer)
     optimizer.param_groups[0]["lr"] = rate
@@ -460,36 +464,42 @@ def print_tables(results: Results) -> None:
 @picture_style
 def draw_picture(results: Results, path: Path, quick: bool) -> None:
     """By method: delta-m, the change of each target, and its share of the weights."""
-    figure = Figure(figsize=(20, 8), layout="constrained")
+    figure = Figure(figsize=(12, 18), layout="constrained")
     if quick:
         figure.suptitle(TOO_SHORT)
-    left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=[5, 6, 6])
+    top, middle, bottom = figure.subplots(3, 1, height_ratios=[4, 5, 5])
     change = np.stack(
         [changes(tuned.errors[:, 2], results.alone[:, 2]) for tuned in results.methods.values()]
     )
     delta, rows = change.mean(axis=-1), range(len(change))
-    left.axvline(0, color="black", linewidth=1, linestyle="--")
-    left.plot(delta, rows, "o", color="#0072b2", alpha=0.3)
-    left.plot(delta.mean(axis=1), rows, "o", color="#0072b2", markersize=13)
-    left.set_yticks(rows, [*results.methods])
-    left.set_title("delta-m: mean change of the errors, %")
-    left.set_xlabel("← less is better; 0: a network for each target")
+    top.axvline(0, color="black", linewidth=1, linestyle="--")
+    top.plot(delta, rows, "o", color="#0072b2", alpha=0.3)
+    top.plot(delta.mean(axis=1), rows, "o", color="#0072b2", markersize=13)
+    top.set_yticks(rows, [*results.methods])
+    top.invert_yaxis()
+    top.set_title("delta-m: mean change of the errors, %")
+    top.set_xlabel("← less is better; 0: a network for each target")
 
-    shares = np.stack([tuned.shares.mean(axis=(0, 1)) for tuned in results.methods.values()])
     middle.set_title("change of each target's error, %")
-    heat_map(middle, change.mean(axis=1), CenteredNorm(halfrange=60), "RdBu_r", "{:.0f}")
-    right.set_title("share of the task weights, mean over the training, %")
-    heat_map(right, 100 * shares, LogNorm(0.1, 100, clip=True), "viridis", "{:.1f}")
-    figure.savefig(path, dpi=110)
+    heat_map(middle, results, change.mean(axis=1), CenteredNorm(halfrange=100), "RdBu_r", "{:.0f}")
+    bottom.set_title("share of the task weights, mean over the training, %")
+    shares = np.stack([tuned.shares.mean(axis=(0, 1)) for tuned in results.methods.values()])
+    heat_map(bottom, results, 100 * shares, LogNorm(0.1, 100, clip=True), "viridis", "{:.1f}")
+    figure.savefig(path, dpi=80)
 
 
-def heat_map(axes: Axes, values: Array, norm: Normalize, colours: str, text: str) -> None:
+def heat_map(
+    axes: Axes, results: Results, values: Array, norm: Normalize, colours: str, text: str
+) -> None:
     """Methods by targets, each with its number."""
-    axes.imshow(values, norm=norm, cmap=colours, aspect="auto", alpha=0.6)
+    image = axes.imshow(values, norm=norm, cmap=colours, aspect="auto", alpha=0.6)
+    bar = axes.figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01, extend="both")
+    bar.ax.yaxis.set_major_formatter("{x:g}")
     axes.grid(visible=False)
     axes.set_xticks(range(len(TARGETS)), [target.name for target in TARGETS], rotation=45)
+    axes.set_yticks(range(len(values)), [*results.methods])
     for (row, column), value in np.ndenumerate(values):
-        axes.text(column, row, text.format(value), ha="center", va="center", size=11)
+        axes.text(column, row, text.format(value), ha="center", va="center")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

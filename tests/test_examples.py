@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from mtl_scalarize import Scalarizer, sum_weights
+from mtl_scalarize import Constant, Scalarizer, sum_weights
 
 NEEDED = "accelerate lightning matplotlib pandas rich sklearn tensorboard tqdm transformers"
 for package in NEEDED.split():
@@ -136,7 +136,7 @@ PROGRAMS = {
     ),
     "resume": Program(METRICS, writes="--dir=folder"),
     "worth": Program(
-        r"AdamW, width 64: 1 seeds, 1 epochs",
+        r"digits, AdamW, width 64: 1 seeds, 1 epochs, 4 vectors",
         rf"best of 4 constant +{NUMBER} +4 +{NUMBER}",
         flags="--epochs=1 --vectors=4 --optimizer=AdamW",
         launcher="-W error -W ignore:`torch.jit.script",  # by torch's own compiler
@@ -567,6 +567,29 @@ def test_each_member_of_a_population_is_trained_as_if_alone(sweep: str) -> None:
     )
     ends = torch.cat([field[:: everyone.runs] for field in together.state], dim=1)
     assert (torch.pdist(ends.double()) > 1e-6).all()  # each configuration ends elsewhere
+
+
+@pytest.mark.parametrize("problem", ["digits", "QM9"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+def test_constant_weights_are_trained_together_as_each_alone(
+    problem: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, qm9 = import_module("worth"), import_module("qm9")
+    monkeypatch.setattr(torch, "compile", lambda step, **options: step)
+    monkeypatch.setattr(program, "MOLECULES", 80)
+    monkeypatch.setattr(qm9, "packaged", lambda: Path("molecules"))
+    load, sizes = program.load_parts, {1200: 300, 200: 100, 397: 100}
+    monkeypatch.setattr(program, "load_parts", lambda seed, device, _: load(seed, device, sizes))
+    write_molecules()
+    of_tasks = program.PROBLEMS[problem]()
+    setting = program.Setting(problem, optimizer, 16, (1e-3,), vectors=2, epochs=3)
+    parts = of_tasks.load(0, "cpu")
+    together = program.train_vectors(setting, parts, 0, lambda: None)[0]
+    for weights, metrics in zip(program.draw_vectors(of_tasks, 2), together, strict=True):
+        fixed = of_tasks._replace(methods={"fixed": lambda _, weights=weights: Constant(weights)})
+        monkeypatch.setitem(program.PROBLEMS, problem, lambda fixed=fixed: fixed)
+        alone = program.train_method("fixed", setting, 1e-3, parts, 0)
+        torch.testing.assert_close(metrics, alone, rtol=1e-4, atol=1e-4)
 
 
 # The physics-informed network.
