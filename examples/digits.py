@@ -3,12 +3,12 @@
 Two of scikit-learn's handwritten digits are drawn into one image, overlapping, as in MultiMNIST.
 From it one network predicts the left digit, the right digit and their sum, and redraws the left
 digit. The losses are two cross entropies of about 2, a squared error of about 100 and one of about
-0.2. The network is trained with a plain sum of the losses, with constant weights, the inverse of
+0.2. The network is trained with the sum of the losses, with constant weights, the inverse of
 these sizes, and with each other method of mtl_scalarize: same data, same initial weights, same
 order of batches, same optimizer. (The mean is not there: AdamW steps by it as by the sum.)
 
     python examples/digits.py                  # about four minutes on one core
-    python examples/digits.py --method FAMO    # beside the plain sum, one method or several
+    python examples/digits.py --method FAMO    # beside Sum, one method or several
     python examples/digits.py --method FAMO --update-every 1    # FAMO looks again after every step
     python examples/digits.py --quick          # a few seconds, to see that it runs
 
@@ -30,7 +30,7 @@ ReLoBRaLo     94.9 ± 0.7  94.5 ± 1.1 1.47 ± 0.15 29.6 ± 1.9   1.1 ± 2.7    
 FAMO          95.8 ± 0.4  95.6 ± 1.3 1.57 ± 0.18 11.5 ± 0.4 -13.2 ± 2.8     4.3
 
 On digits never trained on, mean ± standard deviation over the seeds.
-delta-m: average relative change of the four metrics against the plain sum;
+delta-m: average relative change of the four metrics against Sum;
 negative is better. seconds: of one training, the fastest of the seeds.
 """
 
@@ -297,7 +297,7 @@ def delta_m(metrics: Tensor, baseline: Tensor) -> Tensor:
 class Results(NamedTuple):
     """Of each method."""
 
-    methods: Sequence[str]  # the plain sum first
+    methods: Sequence[str]  # Sum first
     metrics: Tensor  # (methods, seeds, 5): of each task, and delta-m
     shares: Tensor  # (methods, epochs, 4): the task weights over their sum, mean over the seeds
     seconds: Tensor  # (methods,): of one training, the fastest of the seeds
@@ -357,7 +357,7 @@ def print_table(results: Results) -> None:
         table.add_row(method, *cells, f"{seconds:.1f}")
     CONSOLE.print(table)
     print("\nOn digits never trained on, mean ± standard deviation over the seeds.")
-    print("delta-m: average relative change of the four metrics against the plain sum;")
+    print("delta-m: average relative change of the four metrics against Sum;")
     print("negative is better. seconds: of one training, the fastest of the seeds.")
 
 

@@ -194,7 +194,7 @@ def resume(training: Training, path: Path, settings: dict[str, Any]) -> int:
 def flat_state(module: nn.Module, device: torch.device) -> Tensor:
     # FAMO's losses of the last call are nan once `update` has used them.
     values = [value.double().flatten().nan_to_num() for value in module.state_dict().values()]
-    return torch.cat([torch.zeros(1, device=device), *values])  # the plain sum has no state
+    return torch.cat([torch.zeros(1, device=device), *values])  # Sum has no state
 
 
 def spread(values: Tensor, ranks: Ranks) -> float:

@@ -62,13 +62,13 @@ FAMO         (-8.5, 7.5)        -1.47        -15.51            0.002       yes
             (-7.5, -0.5)        -1.37        -16.33            0.006       yes
                  (9, -1)        -1.72        -12.34            0.008       yes
 
-Reached, of 5 starts: plain sum 4, LogSum 3, STCH 3, UW 3, IMTL-L 3, FAMO 5.
+Reached, of 5 starts: Sum 4, LogSum 3, STCH 3, UW 3, IMTLL 3, FAMO 5.
 From the front: in the plane of the two numbers, in which it is 14 long.
 Reached: within 0.1 of the front.
 
 The other descents are caught in a valley. FAMO and STCH end in the middle of the front, LogSum, UW
-and IMTL-L near its ends, and the plain sum near the end at which the second, larger loss is least.
-With `--clip 1` the plain sum reaches 3, the others as many as without. (One thread of an AMD EPYC.
+and IMTL-L near its ends, and Sum near the end at which the second, larger loss is least.
+With `--clip 1` Sum reaches 3, the others as many as without. (One thread of an AMD EPYC.
 Within a valley the last bit of a logarithm matters: another processor may end at another point.)
 """
 

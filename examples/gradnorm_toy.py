@@ -19,7 +19,7 @@ for a method's own parameters: the rate of FAMO's logits in FAMO's paper and of 
 GradNorm's.
 
     python examples/gradnorm_toy.py                  # about five minutes on one core
-    python examples/gradnorm_toy.py --method UW      # beside the plain sum, one method or several
+    python examples/gradnorm_toy.py --method UW      # beside Sum, one method or several
     python examples/gradnorm_toy.py --method FAMO --update-every 1     # FAMO looks at every step
     python examples/gradnorm_toy.py --quick          # a few seconds, to see that it runs
 
@@ -27,7 +27,7 @@ draws the picture `gradnorm_toy.png` and prints:
 
 method         scale 1   scale 4.64   scale 21.5    scale 100         mean        worst
 ────────────────────────────────────────────────────────────────────────────────────────
-Sum        1.50 ± 0.06  0.85 ± 0.01  0.79 ± 0.01  0.76 ± 0.01  0.91 ± 0.01  1.50 ± 0.06
+Sum        1.51 ± 0.06  0.85 ± 0.01  0.79 ± 0.01  0.76 ± 0.01  0.91 ± 0.01  1.51 ± 0.06
 Constant   0.59 ± 0.01  0.59 ± 0.01  0.62 ± 0.01  0.73 ± 0.00  0.62 ± 0.01  0.73 ± 0.00
 LogSum     0.58 ± 0.01  0.57 ± 0.01  0.60 ± 0.01  0.73 ± 0.00  0.61 ± 0.01  0.73 ± 0.00
 UW         0.99 ± 0.02  0.86 ± 0.00  0.84 ± 0.01  0.83 ± 0.01  0.87 ± 0.00  0.99 ± 0.02
@@ -39,13 +39,13 @@ FAMO       0.64 ± 0.01  0.61 ± 0.00  0.62 ± 0.01  0.68 ± 0.01  0.63 ± 0.00 
 Test loss over what it was before training: less is better, 1 is nothing learned.
 Mean ± standard deviation over the seeds; mean and worst are of all ten tasks.
 
-The plain sum, and DWA and ReLoBRaLo with it, learns the large tasks and ruins the smallest. LogSum,
+Sum, and DWA and ReLoBRaLo with it, learns the large tasks and ruins the smallest. LogSum,
 FAMO and constant weights are better at every task, even at the largest. UW and IMTL-L, the same but
 for a factor that Adam does not see, are late: the first gradients of their scales are as large as
 the losses, Adam remembers them, and its steps get ever smaller. With seed 0, UW's log-variance of
 the largest task ends at 4.7; the logarithm of that loss is 8.5. FAMO ends where it is, whether
 it looks again after every step, every tenth, or every twentieth: mean 0.63, 0.63, 0.62. (One thread
-of an Intel Xeon.)
+of an AMD EPYC.)
 """
 
 import argparse
@@ -92,7 +92,7 @@ METHODS: dict[str, Callable[[int], Scalarizer]] = {
     "ReLoBRaLo": ReLoBRaLo,
     "FAMO": FAMO,
 }
-# UW and IMTL-L coincide, as do DWA, ReLoBRaLo and the plain sum.
+# UW and IMTL-L coincide, as do DWA, ReLoBRaLo and Sum.
 LINES = {
     "Sum": ("#000000", "-"),
     "Constant": ("#999999", "-"),

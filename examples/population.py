@@ -6,7 +6,7 @@ turns it into the step of a whole population, in which each member has its own o
 
 - FAMO: 16 learning rates by 16 weight decays, from the same initial weights;
 - DWA: 16 temperatures by 16 initial weights, which show the effect of chance, and an infinite
-  temperature: this is the plain sum, with which all are compared.
+  temperature: this is the sum, with which all are compared.
 
 The networks share one core and are therefore small: 32 wide, a sixth of those of `digits.py`.
 
@@ -28,7 +28,7 @@ DWA, worst    temperature 0.02      63.6 ± 14.7 59.1 ± 13.6 2.16 ± 0.30 56.5 
 
 On digits never trained on; ± is the standard deviation over the initial weights,
 where there are several. delta-m: average relative change of the four metrics against
-the plain sum; negative is better. Best and worst are by delta-m on these same digits.
+Sum; negative is better. Best and worst are by delta-m on these same digits.
 
        trainings   as one program   one by one   ratio
 ────────────────────────────────────────────────────────
@@ -227,7 +227,7 @@ def famo_sweep(side: int) -> Sweep:
 
 
 def dwa_sweep(side: int) -> Sweep:
-    """The last temperature is infinite: the weights are 1, and the scalar is the plain sum."""
+    """The last temperature is infinite: the weights are 1, and the scalar is the sum."""
     temperatures = torch.cat([around(2.0, side), torch.tensor([torch.inf])])
     seeds = [start(seed, dwa_init(len(TASKS))) for seed in range(side)]
     population = stack(seeds * len(temperatures))
@@ -287,9 +287,7 @@ def print_metrics(sweeps: Sequence[Sweep], metrics: Sequence[Tensor]) -> None:
     CONSOLE.print(table)
     print("\nOn digits never trained on; ± is the standard deviation over the initial weights,")
     print("where there are several. delta-m: average relative change of the four metrics against")
-    print(
-        "the plain sum; negative is better. Best and worst are by delta-m on these same digits.\n"
-    )
+    print("Sum; negative is better. Best and worst are by delta-m on these same digits.\n")
 
 
 def print_times(sweeps: Sequence[Sweep], outcomes: Sequence[Outcome]) -> None:
@@ -334,7 +332,7 @@ def draw_picture(famo: Tensor, dwa: Tensor, path: Path, quick: bool) -> None:
         )
         axes.grid(visible=False)
     bar = figure.colorbar(image, ax=(left, right), extend="both")
-    bar.set_label("delta-m, %\n← better, blue        the plain sum        worse, red →")
+    bar.set_label("delta-m, %\n← better, blue        Sum        worse, red →")
 
     marks: Any = {"markersize": 18, "color": "white", "markeredgecolor": "black", "linestyle": ""}
     left.plot(side // 2, side // 2, "o", label="the paper's", **marks)
