@@ -28,6 +28,7 @@ from digits import (
     mean_and_std,
     picture_path,
     picture_style,
+    run_program,
     writable_directory,
 )
 from matplotlib.figure import Figure
@@ -505,4 +506,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -42,7 +42,16 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import torch
-from digits import CONSOLE, TOO_SHORT, add_method_flag, chosen, count, make_table, mean_and_std
+from digits import (
+    CONSOLE,
+    TOO_SHORT,
+    add_method_flag,
+    chosen,
+    count,
+    make_table,
+    mean_and_std,
+    run_program,
+)
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
@@ -132,18 +141,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds, epochs = (1, 1) if args.quick else (3, 5)
     seeds, epochs = args.seeds or seeds, args.epochs or epochs
     table = make_table("method", *COLUMNS, min_width=14)
-    with tqdm(total=seeds * len(chosen(list(METHODS), args)), unit="training") as bar:
-        for method in chosen(list(METHODS), args):
-            results = []
-            for seed in range(seeds):
-                results.append(train(method, epochs, seed))
-                bar.update()
-            columns = torch.stack(results).T
-            table.add_row(method, *map(cell, columns))
-    CONSOLE.print("", table)
+    try:
+        with tqdm(total=seeds * len(chosen(list(METHODS), args)), unit="training") as bar:
+            for method in chosen(list(METHODS), args):
+                results = []
+                for seed in range(seeds):
+                    results.append(train(method, epochs, seed))
+                    bar.update()
+                columns = torch.stack(results).T
+                table.add_row(method, *map(cell, columns))
+    finally:  # also of the methods before Ctrl-C
+        CONSOLE.print("", table)
     if args.quick:
         print(f"\n{TOO_SHORT}")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

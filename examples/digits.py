@@ -36,8 +36,10 @@ negative is better. seconds: of one training, the fastest of the seeds.
 
 import argparse
 import math
+import signal
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -305,8 +307,11 @@ class Results(NamedTuple):
 
 def compare(
     methods: Sequence[str], epochs: int, seeds: int, device: torch.device, update_every: int
-) -> Results:
-    """Train with every method. A seed stands for one split, its pairs, initial weights, order."""
+) -> Iterator[Results]:
+    """Train with every method, and yield after each seed what is known by then.
+
+    A seed stands for one split, its pairs, initial weights, order.
+    """
     metrics = torch.zeros(len(methods), seeds, len(TASKS))
     weights = torch.zeros(len(methods), seeds, epochs, len(TASKS))
     seconds = torch.zeros(len(methods), seeds)
@@ -322,6 +327,15 @@ def compare(
                 weights[row, seed] = history.cpu()  # waits for the device
                 seconds[row, seed] = time.perf_counter() - start
                 metrics[row, seed] = evaluate(network, test_pairs).cpu()
+            yield results_of(
+                methods, *(values[:, : seed + 1] for values in (metrics, weights, seconds))
+            )
+
+
+def results_of(
+    methods: Sequence[str], metrics: Tensor, weights: Tensor, seconds: Tensor
+) -> Results:
+    """Of metrics (methods, seeds, 4), weights (methods, seeds, epochs, 4), seconds."""
     delta = delta_m(metrics, metrics[0]).unsqueeze(-1)
     shares = weights / weights.sum(dim=-1, keepdim=True)
     metrics = torch.cat([metrics, delta], dim=-1)
@@ -451,6 +465,15 @@ def chosen(methods: Sequence[str], args: argparse.Namespace) -> list[str]:
     return [first, *(name for name in others if args.method is None or name in args.method)]
 
 
+def run_program(main: Callable[[], None]) -> None:
+    """Run a program. Ctrl-C ends it with one line, after what its `finally` prints."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
 def count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 10_000:
         raise argparse.ArgumentTypeError(f"expected an integer from 1 to 10000, found {text!r}")
@@ -505,13 +528,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     methods = chosen(list(METHODS), args)
     seeds, epochs = args.seeds or seeds, args.epochs or epochs
-    results = compare(methods, epochs, seeds, args.device, args.update_every)
-    print_table(results)
+    results = None
+    try:
+        for finished in compare(methods, epochs, seeds, args.device, args.update_every):
+            results = finished
+    finally:  # also of the seeds before Ctrl-C
+        if results is not None:
+            print_table(results)
+            draw_picture(results, args.out, args.quick)
     if args.quick:
         print(f"\n{TOO_SHORT}")
-    draw_picture(results, args.out, args.quick)
     print(f"\npicture: {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

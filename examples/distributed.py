@@ -60,6 +60,7 @@ from digits import (
     make_optimizer,
     make_table,
     print_metrics,
+    run_program,
     task_losses,
 )
 from torch import Tensor, nn
@@ -287,4 +288,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

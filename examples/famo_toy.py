@@ -88,6 +88,7 @@ from digits import (
     make_table,
     picture_path,
     picture_style,
+    run_program,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -369,16 +370,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps = QUICK_STEPS if args.quick else STEPS
     front, paths = pareto_front(), {}
     methods = chosen(list(METHODS), args)
-    with tqdm(total=len(methods) * steps, unit="step", unit_scale=True, mininterval=1) as bar:
-        for name in methods:
-            bar.set_description(name)
-            paths[name] = descend(METHODS[name], steps, args.clip, bar.update)
-    print_table({name: path[-1] for name, path in paths.items()}, front)
+    try:
+        with tqdm(total=len(methods) * steps, unit="step", unit_scale=True, mininterval=1) as bar:
+            for name in methods:
+                bar.set_description(name)
+                paths[name] = descend(METHODS[name], steps, args.clip, bar.update)
+    finally:  # also of the methods before Ctrl-C
+        if paths:
+            print_table({name: path[-1] for name, path in paths.items()}, front)
+            draw_picture(paths, front, args.out, args.quick)
     if args.quick:
         print(f"\n{TOO_SHORT}")
-    draw_picture(paths, front, args.out, args.quick)
     print(f"\npicture: {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

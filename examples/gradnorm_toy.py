@@ -49,7 +49,7 @@ of an AMD EPYC.)
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -67,6 +67,7 @@ from digits import (
     mean_and_std,
     picture_path,
     picture_style,
+    run_program,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -182,8 +183,11 @@ def train(
 
 def compare(
     methods: Sequence[str], train_size: int, epochs: int, seeds: int, update_every: int
-) -> Tensor:
-    """Train with every method: normalised test losses, (methods, seeds, epochs + 1, tasks)."""
+) -> Iterator[Tensor]:
+    """Train with every method: normalised test losses, (methods, seeds, epochs + 1, tasks).
+
+    They are yielded after each seed, of the seeds so far.
+    """
     results = torch.zeros(len(methods), seeds, epochs + 1, len(SCALES))
     with tqdm(total=len(methods) * seeds * epochs, unit="epoch", mininterval=1) as bar:
         for seed in range(seeds):
@@ -193,7 +197,7 @@ def compare(
                 results[row, seed] = train(
                     method, examples, test, epochs, seed, bar.update, update_every
                 )
-    return results
+            yield results[:, : seed + 1]
 
 
 def print_table(methods: Sequence[str], ends: Tensor) -> None:
@@ -257,13 +261,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_size, epochs, seeds = (1000, 3, 2) if args.quick else (5000, 20, 10)
     torch.set_num_threads(1)  # gives the same numbers on any number of cores
     methods = chosen(list(METHODS), args)
-    results = compare(methods, train_size, epochs, args.seeds or seeds, args.update_every)
-    print_table(methods, results[:, :, -1])
+    seeds, results = args.seeds or seeds, None
+    try:
+        for finished in compare(methods, train_size, epochs, seeds, args.update_every):
+            results = finished
+    finally:  # also of the seeds before Ctrl-C
+        if results is not None:
+            print_table(methods, results[:, :, -1])
+            draw_picture(methods, results, args.out, args.quick)
     if args.quick:
         print(f"\n{TOO_SHORT}")
-    draw_picture(methods, results, args.out, args.quick)
     print(f"\npicture: {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

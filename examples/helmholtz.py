@@ -72,6 +72,7 @@ from digits import (
     mean_and_std,
     picture_path,
     picture_style,
+    run_program,
 )
 from famo_toy import Moments, Scales, adam, no_moments
 from matplotlib.figure import Figure
@@ -545,16 +546,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--every", type=count, default=100, help="steps to a checkpoint; default: 100"
     )
-    parser.add_argument(
-        "--dir", type=Path, help="of the checkpoint; default: checkpoints/helmholtz"
-    )
+    parser.add_argument("--dir", type=Path, help="of the checkpoint; default: runs/helmholtz")
     parser.add_argument(
         "--out", type=picture_path, default="helmholtz.png", help="the picture's path"
     )
     args = parser.parse_args(argv)
     steps, seeds, evaluations, name = (10, 1, 5, "-quick") if args.quick else (2500, 3, 1500, "")
     settings = Settings(args.steps or steps, args.seeds or seeds)
-    directory = args.dir or Path(f"checkpoints/helmholtz{name}")
+    directory = args.dir or Path(f"runs/helmholtz{name}")
     torch.set_num_threads(1)  # as in digits.py
     population = train(begin(settings.seeds), settings, directory, args.every)
     outcomes = evaluate(population, settings.seeds)
@@ -570,4 +569,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

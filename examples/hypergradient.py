@@ -57,6 +57,7 @@ from digits import (
     make_table,
     picture_path,
     picture_style,
+    run_program,
     task_losses,
 )
 from matplotlib.figure import Figure
@@ -348,4 +349,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

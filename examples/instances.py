@@ -62,6 +62,7 @@ from digits import (
     count,
     make_table,
     mean_and_std,
+    run_program,
 )
 from rich.table import Table
 from sklearn.datasets import load_digits
@@ -194,15 +195,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = chosen(list(METHODS), args)
     shares = (30, 0) if args.wrong is None else (args.wrong,)
     tables = []
-    with tqdm(total=len(shares) * seeds * len(methods), unit="training", mininterval=1) as bar:
-        for wrong in shares:
-            results = compare(methods, wrong / 100, epochs, seeds, bar)
-            tables.append(table_of(methods, wrong, results))
-    for table in tables:
-        CONSOLE.print("", table)
+    try:
+        total = len(shares) * seeds * len(methods)
+        with tqdm(total=total, unit="training", mininterval=1) as bar:
+            for wrong in shares:
+                results = compare(methods, wrong / 100, epochs, seeds, bar)
+                tables.append(table_of(methods, wrong, results))
+    finally:  # also of the share before Ctrl-C
+        for table in tables:
+            CONSOLE.print("", table)
     if args.quick:
         print(f"\n{TOO_SHORT}")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -65,6 +65,7 @@ from digits import (
     mean_and_std,
     picture_path,
     picture_style,
+    run_program,
     task_losses,
 )
 from matplotlib.figure import Figure
@@ -385,4 +386,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -62,6 +62,7 @@ from digits import (
     mean_and_std,
     picture_path,
     picture_style,
+    run_program,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -337,4 +338,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

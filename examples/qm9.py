@@ -110,6 +110,7 @@ from digits import (
     mean_and_std,
     picture_path,
     picture_style,
+    run_program,
     writable_directory,
 )
 from matplotlib.axes import Axes
@@ -552,4 +553,4 @@ def number_of_molecules(text: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -10,8 +10,8 @@ from its newest whole checkpoint. The result is bit-identical to that of a run t
 
 The first line, killed halfway, the newest checkpoint then cut short, and started again, prints:
 
-passed over checkpoints/step-00000700.pt: File is not a zip file
-resumed checkpoints/step-00000600.pt after 600 steps
+passed over runs/resume/step-00000700.pt: File is not a zip file
+resumed runs/resume/step-00000600.pt after 600 steps
        left digit right digit        sum  redrawing
 method    % right     % right abs. error MSE x 1000
 ───────────────────────────────────────────────────
@@ -51,6 +51,7 @@ from digits import (
     make_optimizer,
     make_schedule,
     print_metrics,
+    run_program,
     task_losses,
 )
 from torch import Tensor
@@ -292,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--every", type=count, default=100, help="steps; default: 100")
     parser.add_argument("--keep", type=count, default=3, help="checkpoints; default: 3")
-    parser.add_argument("--dir", type=Path, default="checkpoints", help="default: checkpoints")
+    parser.add_argument("--dir", type=Path, default="runs/resume", help="default: runs/resume")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # as in digits.py
     epochs = args.epochs or (4 if args.quick else 30)
@@ -326,4 +327,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -6,7 +6,7 @@ itself: UW's and IMTL-L's gradients are the same on every rank without DDP.
 
     accelerate launch --num_processes 2 examples/with_accelerate.py      # on two GPUs
     accelerate launch --cpu --mixed_precision bf16 examples/with_accelerate.py --method DWA
-    accelerate launch --cpu examples/with_accelerate.py --method DWA --resume checkpoints/epoch-10
+    accelerate launch --cpu examples/with_accelerate.py --resume runs/accelerate/epoch-10
     python examples/with_accelerate.py --quick                           # no launcher, one process
 
 With `--cpu`, Accelerate starts one process, whatever `--num_processes` says, unless MPI is there.
@@ -46,6 +46,7 @@ from digits import (
     make_optimizer,
     make_schedule,
     print_metrics,
+    run_program,
     task_losses,
     writable_directory,
 )
@@ -84,7 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=count, help="default: 30")
     parser.add_argument("--seed", type=count, default=1, help="default: 1")
     parser.add_argument(
-        "--dir", type=writable_directory, default="checkpoints", help="default: checkpoints"
+        "--dir",
+        type=writable_directory,
+        default="runs/accelerate",
+        help="default: runs/accelerate",
     )
     parser.add_argument("--resume", type=existing_directory, help="one of that directory")
     args = parser.parse_args(argv)
@@ -148,4 +152,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -5,7 +5,7 @@ UW's and IMTL-L's parameters their own learning rate.
 
     python examples/with_lightning.py --method UW             # 15 seconds on one core
     python examples/with_lightning.py --devices 2 --precision bf16-mixed
-    python examples/with_lightning.py --method UW --resume checkpoints/epoch=9.ckpt
+    python examples/with_lightning.py --method UW --resume runs/lightning/epoch=9.ckpt
     python examples/with_lightning.py --quick
 
 The first line prints, after Lightning's own lines:
@@ -17,8 +17,8 @@ UW           96.1        94.8       1.75       17.7
 
 Two processes take the steps of one, up to rounding. On one or two, a run resumed from the end of an
 epoch is bit-identical to one that never stopped; on more, again up to rounding. In
-`checkpoints/lightning_logs` are the losses and the task weights of every tenth step, of the methods
-that have names here: all but "Constant" and "STCH".
+`runs/lightning/lightning_logs` are the losses and the task weights of every tenth step, of the
+methods that have names here: all but "Constant" and "STCH".
 
 FAMO looks again after every tenth step (`update_every` of the module), in training mode as in the
 call. In `eval()`, dropout and batch norm would change the losses, and FAMO would take this for the
@@ -47,6 +47,7 @@ from digits import (
     make_optimizer,
     make_schedule,
     print_metrics,
+    run_program,
     task_losses,
     writable_directory,
 )
@@ -134,7 +135,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--seed", type=count, default=1, help="default: 1")
     parser.add_argument(
-        "--dir", type=writable_directory, default="checkpoints", help="default: checkpoints"
+        "--dir",
+        type=writable_directory,
+        default="runs/lightning",
+        help="default: runs/lightning",
     )
     parser.add_argument("--resume", type=existing_file, help="a checkpoint in that directory")
     args = parser.parse_args(argv)
@@ -167,4 +171,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,7 +1,7 @@
 """The digits demo with its losses and task weights as TensorBoard scalars.
 
     python examples/with_tensorboard.py                        # every method; half a minute
-    tensorboard --logdir runs                                  # then open localhost:6006
+    tensorboard --logdir runs/tensorboard                      # then open localhost:6006
     python examples/with_tensorboard.py --method FAMO --every 1 --dir every-step
     python examples/with_tensorboard.py --quick --dir quick
 
@@ -28,6 +28,7 @@ from digits import (
     evaluate,
     load_pairs,
     make_optimizer,
+    run_program,
     task_losses,
     writable_directory,
 )
@@ -89,7 +90,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=count, help="default: 30")
     parser.add_argument("--every", type=count, default=10, help="steps; default: 10")
     parser.add_argument("--seed", type=count, default=1, help="default: 1")
-    parser.add_argument("--dir", type=writable_directory, default="runs", help="default: runs")
+    parser.add_argument(
+        "--dir",
+        type=writable_directory,
+        default="runs/tensorboard",
+        help="default: runs/tensorboard",
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # as in digits.py
     methods = list(METHODS) if args.method is None else [args.method]
@@ -107,4 +113,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

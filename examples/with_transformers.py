@@ -11,7 +11,7 @@ A scalarizer asks two things of a program with a Trainer: the model returns the 
     python examples/with_transformers.py --method UW           # 20 seconds on one core
     python examples/with_transformers.py --method UW --accumulate 4
     torchrun --nproc-per-node 2 examples/with_transformers.py --method UW
-    python examples/with_transformers.py --method UW --resume checkpoints/checkpoint-400
+    python examples/with_transformers.py --method UW --resume runs/transformers/checkpoint-400
     python examples/with_transformers.py --quick
 
 The first line prints, after the Trainer's own lines (2 cores of an AMD EPYC):
@@ -39,7 +39,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from digits import CONSOLE, TOO_SHORT, count, make_table, writable_directory
+from digits import CONSOLE, TOO_SHORT, count, make_table, run_program, writable_directory
 from digits import METHODS as METHODS_OF_DIGITS
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -156,7 +156,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
     parser.add_argument("--seed", type=count, default=1, help="default: 1")
     parser.add_argument(
-        "--dir", type=writable_directory, default="checkpoints", help="default: checkpoints"
+        "--dir",
+        type=writable_directory,
+        default="runs/transformers",
+        help="default: runs/transformers",
     )
     parser.add_argument("--resume", type=checkpoint_of, help="a checkpoint in that directory")
     args = parser.parse_args(argv)
@@ -204,4 +207,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -90,6 +90,7 @@ from digits import (
     mean_and_std,
     picture_path,
     picture_style,
+    run_program,
     task_losses,
     writable_directory,
 )
@@ -488,4 +489,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -454,6 +454,35 @@ def test_qm9_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 # What a program claims.
 
 
+@pytest.mark.parametrize(
+    ("name", "flags", "shown", "prints"),
+    [
+        (
+            "digits",
+            "--epochs=1 --seeds=9999 --out=p.svg",
+            "FAMO, seed 1",
+            rf"FAMO(?: *{NUMBER}){{6}}",
+        ),
+        ("hypergradient", "--out=p.svg", "%", None),
+    ],
+)
+def test_ctrl_c_ends_with_one_line_after_what_is_finished(
+    name: str, flags: str, shown: str, prints: str | None
+) -> None:
+    command = [sys.executable, EXAMPLES / f"{name}.py", *flags.split()]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        printed = ""
+        while shown not in printed:
+            printed += process.stderr.read(1)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.endswith("\nstopped\n")
+    assert prints is None or re.search(prints, output)
+
+
 def test_no_handwritten_digit_is_both_trained_and_tested_on() -> None:
     pairs = import_module("digits").load_pairs(0)
     train, test = ({image.numpy().tobytes() for image in part.drawing} for part in pairs)
