@@ -1,14 +1,17 @@
 """How Sphinx builds the site: `make docs`."""
 
 import ast
+import re
 import subprocess
 import sys
+import textwrap
 from importlib.metadata import version as version_of
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from docutils import nodes
+from PIL import Image
 from sphinx import addnodes
 
 project = "mtl-scalarize"
@@ -61,23 +64,127 @@ html_css_files = ["site.css"]
 mathjax_path = "tex-svg.js"
 
 
+class Card(NamedTuple):
+    """What the gallery shows of an example: a finding, and a panel of a picture."""
+
+    finding: str
+    panel: tuple[float, float, float, float] | None = None  # left, top, right, bottom; 0 to 1
+    picture: str = ""  # if it is not the example's
+
+
+# In this order. An example without a card follows, with the first line of its docstring.
+CARDS = {
+    "worth": Card(
+        "Trials of constant weights that a method is worth: 1 to 5 with four tasks, and with "
+        "eleven tasks 41 (FAMO), 111 (LogSum) and over 256 (UW).",
+        (0.0, 0.0, 0.5, 0.5),
+    ),
+    "qm9": Card(
+        "Eleven properties of molecules, % worse than a network for each: LogSum -0.3, UW 4.7, "
+        "FAMO 19.4, Sum 55.7.",
+        (0.0, 0.0, 1.0, 0.29),
+    ),
+    "digits": Card(
+        "Mean change of four metrics against Sum: FAMO -13.6 %, Constant with the inverse of the "
+        "first losses -11.5 %, LogSum -5.2 %.",
+        (0.0, 0.69, 1.0, 1.0),
+        "digits_three",
+    ),
+    "helmholtz": Card(
+        "A physics-informed network, relative error: best constant weight 0.02, FAMO with a "
+        "floor 0.03, Sum 0.34.",
+        (0.0, 0.6, 1.0, 1.0),
+    ),
+    "gradnorm_toy": Card(
+        "The worst of ten tasks, its test loss over that before training: FAMO 0.68, LogSum "
+        "0.73, Sum 1.51.",
+        (0.0, 0.0, 1.0, 1.0),
+    ),
+    "famo_toy": Card(
+        "Starts that reach the Pareto front, of five: FAMO 5, Sum 4, LogSum, UW and STCH 3.",
+        (0.0, 0.0, 1.0, 0.51),
+    ),
+    "priorities": Card(
+        "A priority of 16 brings a task's error from 1.85 to 1.55 (FAMO). A factor before the "
+        "loss does nothing (LogSum).",
+        (0.0, 0.0, 0.5, 1.0),
+    ),
+    "population": Card(
+        "256 configurations of FAMO as one program are 4.8 times as fast as one by one.",
+        (0.0, 0.0, 0.46, 0.9),
+    ),
+    "hypergradient": Card(
+        "The gradient through 20 steps of training tunes FAMO's learning rate and DWA's "
+        "temperature.",
+        (0.0, 0.0, 0.35, 0.93),
+    ),
+    "instances": Card(
+        "Every image a task, 30 % wrong labels: UW 96.2 % right, Mean 93.5 %. A wrong label "
+        "weighs a hundredth of a right one."
+    ),
+    "detection": Card(
+        "Most batches lack most tasks. The loss of the task that is always there: UW and Sum "
+        "0.29, FAMO 0.32, Mean 0.41. LogSum breaks."
+    ),
+}
+
+
+def _table_of(lines: list[str]) -> str:
+    """A printed table, its header above a rule, as a table of Markdown.
+
+    A column ends where every line is blank.
+    """
+    rule = next(index for index, line in enumerate(lines) if set(line.strip()) == {"─"})
+    rows = [line.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}") for line in lines]
+    rows.pop(rule)
+    width = max(map(len, rows))
+    rows = [row.ljust(width) for row in rows]
+    blank = "".join(
+        " " if all(c == " " for c in column) else "x" for column in zip(*rows, strict=True)
+    )
+    spans = [match.span() for match in re.finditer("x+", blank)]
+    cells = [[row[slice(*span)].strip().replace("|", r"\|") for span in spans] for row in rows]
+    header = [" ".join(filter(None, column)) for column in zip(*cells[:rule], strict=True)]
+    lines_of_rule = [":--", *["--:"] * (len(spans) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, lines_of_rule, *cells[rule:]])
+
+
+def _as_markdown(docstring: str) -> str:
+    """Paragraphs as they are, commands and printed lines as blocks, printed tables as tables."""
+    blocks: list[str] = []
+    for block in docstring.split("\n\n"):
+        if "───" in block:
+            blocks.append(_table_of(block.split("\n")))
+        elif block.startswith("    "):
+            blocks.append(f"```console\n{textwrap.dedent(block)}\n```")
+        elif blocks and blocks[-1].endswith(("prints:", "lines:")):
+            blocks.append(f"```text\n{block}\n```")
+        else:
+            blocks.append(block)
+    return "\n\n".join(blocks)
+
+
 def _parts_of(program: Path) -> dict[str, Any]:
     tree = ast.parse(program.read_text())
     shows, _, text = (ast.get_docstring(tree) or "").partition("\n\n")
+    card = CARDS.get(program.stem, Card(shows))
     return {
         "name": program.stem,
         "shows": shows,
-        "text": text,
+        "text": _as_markdown(text),
         "first_line": tree.body[1].lineno,
         "picture": program.with_suffix(".png").exists(),
+        "card": card,
     }
 
 
 # To add an example to the gallery, put it in examples/. The first paragraph of its docstring says
-# what it shows; a picture beside it, of the same name, is its thumbnail. Link to it as
-# `examples/NAME.py`: on the site, this leads to its page.
+# what it shows; a picture beside it has the same name. Link to it as `examples/NAME.py`: on the
+# site, this leads to its page.
 DOCS = Path(__file__).parent
-PROGRAMS = [_parts_of(program) for program in sorted((DOCS.parent / "examples").glob("*.py"))]
+EXAMPLES = DOCS.parent / "examples"
+NAMES = [*CARDS, *sorted({path.stem for path in EXAMPLES.glob("*.py")} - {*CARDS})]
+PROGRAMS = [_parts_of(EXAMPLES / f"{name}.py") for name in NAMES]
 
 
 def _write_pages(app: Any) -> None:
@@ -86,6 +193,18 @@ def _write_pages(app: Any) -> None:
     for program in PROGRAMS:
         page = app.builder.templates.render_string(template, program)
         (DOCS / "examples" / f"{program['name']}.md").write_text(page)
+        _crop(program["card"], program["name"])
+
+
+def _crop(card: Card, name: str) -> None:
+    if card.panel is not None:
+        folder = DOCS / "_output" / "cards"
+        folder.mkdir(parents=True, exist_ok=True)
+        with Image.open(EXAMPLES / f"{card.picture or name}.png") as picture:
+            sides = zip(card.panel, 2 * picture.size, strict=True)
+            picture.crop([round(share * side) for share, side in sides]).save(
+                folder / f"{name}.png"
+            )
 
 
 def _fill_gallery(app: Any, docname: str, source: list[str]) -> None:

@@ -523,7 +523,7 @@ def draw_picture(outcomes: dict[str, Outcome], path: Path, quick: bool) -> None:
     fields = {
         "the solution": solution(grid()),
         "Sum": outcomes["fixed weight"].u[0, 0],
-        "LogSum without a floor": outcomes["LogSum"].u[0, 0],
+        "FAMO with a floor": outcomes["FAMO"].u[outcomes["FAMO"].best, 0],
         f"{best}, {METHODS[best].name_of(outcomes[best].best)}": (
             outcomes[best].u[outcomes[best].best, 0]
         ),
