@@ -79,9 +79,56 @@ def write_molecules() -> None:
         table.to_csv(f"molecules/qm9_part{part}.csv", index=False)
 
 
+def write_compounds() -> None:
+    """Random ones in the form of the files of `chemicals`."""
+    program, generator = import_module("compounds"), random.Random(0)
+    numbers = [f"{number}-00-0" for number in range(50, 350)]
+
+    def values() -> list[float]:
+        return [generator.uniform(300, 400) for _ in numbers]
+
+    tables = {source: {"CAS": numbers} for source in program.SOURCES}
+    for source, targets in program.SOURCES.items():
+        tables[source] |= {target.column: values() for target in targets}
+    tables[program.COMMON]["Vml"] = [1e-6 * value for value in values()]
+    tables[program.CHEMSEP]["HeatOfFusionAtMeltingPoint"] = [1e5 * value for value in values()]
+    for folder in ("Misc", "Phase Change", "Identifiers"):
+        Path("chemicals", folder).mkdir(parents=True)
+    for source, columns in tables.items():
+        table, path = program.pd.DataFrame(columns), Path("chemicals", source)
+        if source in (program.CHEMSEP, program.FUELS):
+            table = table[::15]  # few labels
+        if source == program.CHEMSEP:
+            items = [
+                "".join(f'<{name} value="{value}" />' for name, value in row.items())
+                for row in table.to_dict("records")
+            ]
+            path.write_text(
+                f"<compounds><compound>{'</compound><compound>'.join(items)}</compound></compounds>"
+            )
+        elif source == program.FUELS:
+            for name in ("CETANE", "RON", "MON"):
+                table[["CAS", name]].to_csv(str(path).format(name), sep="\t", index=False)
+        else:
+            table.to_csv(path, sep="\t", index=False)
+    smiles = ["C" * generator.randint(1, 9) + generator.choice(["O", "N", "Cl"]) for _ in numbers]
+    lines = [
+        f"1\t{n}\tC3H7ClO\t94.5\t{s}\tInChI\tname" for n, s in zip(numbers, smiles, strict=True)
+    ]
+    for size in ("large", "small"):
+        Path("chemicals", program.IDENTIFIERS.format(size)).write_text("\n".join(lines))
+
+
 PROGRAMS = {
     "digits": Program(rf"FAMO(?: *{SPREAD}){{5}} +{NUMBER}"),
     "detection": Program(rf"UW( +{NUMBER}){{4}}", writes=None, flags="--method UW"),
+    "compounds": Program(
+        rf"LogSum, floor( +{SPREAD}){{3}} +{NUMBER}",
+        rf"RON( +{NUMBER}){{8}}",
+        rf"FAMO( +{SPREAD}){{5}}( +{NUMBER}){{2}}",
+        flags="--data=chemicals --steps=2",
+        prepare=write_compounds,
+    ),
     "distributed": Program(
         METRICS,
         r"between any two ranks +0\.0e\+00 +0\.0e\+00",
@@ -566,6 +613,36 @@ def test_a_molecule_may_be_moved_turned_and_renumbered() -> None:
     one, same, other = program.describe(kinds, points)
     torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-3)
     assert (one - other).abs().max() > 0.1
+
+
+def test_a_missing_label_has_no_effect_but_a_filled_one() -> None:
+    program = import_module("compounds")
+    write_compounds()
+    data = program.split(program.load(Path("chemicals"), 300), 0)
+    lacking = program.halved(data, 0)
+    rows = program.np.isnan(lacking.train.targets)
+    assert rows.sum() > program.np.isnan(data.train.targets).sum()
+    ron = program.NAMES.index(program.HALVED)
+    other = program.Compounds(lacking.train.features.copy(), lacking.train.targets)
+    other.features[rows[:, ron]] += 1.0  # only other targets are known of these
+
+    def train(train: Any, tasks: list[int], **options: bool) -> Any:
+        split = lacking._replace(train=train)
+        return program.train(split, tasks, "LogSum", 1e-3, 0, 8, **options).errors
+
+    assert_equal(*map(torch.tensor, (train(lacking.train, [ron]), train(other, [ron]))))
+    masked, filled = (train(lacking.train, [0, ron], filled=filled) for filled in (False, True))
+    assert abs(masked - filled).max() > 1e-4
+
+
+def test_elements_are_counted() -> None:
+    program = import_module("compounds")
+    counts = program.np.expm1(program.describe(["C2H5ClO", "CHNSi"], ["CC(O)Cl", "C"]))[:, :11]
+    names = {
+        name: number for name, number in zip(program.ELEMENTS, counts[0], strict=True) if number
+    }
+    assert names == pytest.approx({"C": 2, "H": 5, "Cl": 1, "O": 1})
+    assert counts[1].tolist() == pytest.approx([1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1])
 
 
 def test_energies_are_those_of_atomisation() -> None:
