@@ -1,10 +1,8 @@
 """How Sphinx builds the site: `make docs`."""
 
 import ast
-import re
 import subprocess
 import sys
-import textwrap
 from importlib.metadata import version as version_of
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +10,9 @@ from typing import Any, NamedTuple
 
 from docutils import nodes
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from printouts import as_markdown
 from sphinx import addnodes
 
 project = "mtl-scalarize"
@@ -134,41 +135,6 @@ CARDS = {
 }
 
 
-def _table_of(lines: list[str]) -> str:
-    """A printed table, its header above a rule, as a table of Markdown.
-
-    A column ends where every line is blank.
-    """
-    rule = next(index for index, line in enumerate(lines) if set(line.strip()) == {"─"})
-    rows = [line.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}") for line in lines]
-    rows.pop(rule)
-    width = max(map(len, rows))
-    rows = [row.ljust(width) for row in rows]
-    blank = "".join(
-        " " if all(c == " " for c in column) else "x" for column in zip(*rows, strict=True)
-    )
-    spans = [match.span() for match in re.finditer("x+", blank)]
-    cells = [[row[slice(*span)].strip().replace("|", r"\|") for span in spans] for row in rows]
-    header = [" ".join(filter(None, column)) for column in zip(*cells[:rule], strict=True)]
-    lines_of_rule = [":--", *["--:"] * (len(spans) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, lines_of_rule, *cells[rule:]])
-
-
-def _as_markdown(docstring: str) -> str:
-    """Paragraphs as they are, commands and printed lines as blocks, printed tables as tables."""
-    blocks: list[str] = []
-    for block in docstring.split("\n\n"):
-        if "───" in block:
-            blocks.append(_table_of(block.split("\n")))
-        elif block.startswith("    "):
-            blocks.append(f"```console\n{textwrap.dedent(block)}\n```")
-        elif blocks and blocks[-1].endswith(("prints:", "lines:")):
-            blocks.append(f"```text\n{block}\n```")
-        else:
-            blocks.append(block)
-    return "\n\n".join(blocks)
-
-
 def _parts_of(program: Path) -> dict[str, Any]:
     tree = ast.parse(program.read_text())
     shows, _, text = (ast.get_docstring(tree) or "").partition("\n\n")
@@ -176,7 +142,7 @@ def _parts_of(program: Path) -> dict[str, Any]:
     return {
         "name": program.stem,
         "shows": shows,
-        "text": _as_markdown(text),
+        "text": as_markdown(text),
         "first_line": tree.body[1].lineno,
         "picture": program.with_suffix(".png").exists(),
         "card": card,

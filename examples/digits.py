@@ -360,7 +360,7 @@ def print_metrics(method: str, network: nn.Module, pairs: Pairs) -> None:
     table = make_table("\nmethod", *(task.metric for task in TASKS))
     metrics = zip(evaluate(network, pairs).tolist(), TASKS, strict=True)
     table.add_row(method, *(f"{value:.{task.digits}f}" for value, task in metrics))
-    CONSOLE.print(table)
+    CONSOLE.print("", table)
 
 
 def print_table(results: Results) -> None:

@@ -18,7 +18,7 @@ method    % right     % right abs. error MSE x 1000
 FAMO         92.3        93.4       2.28       24.1
 
                        network's  scalarizer's
-largest difference    parameters         state
+difference            parameters         state
 ──────────────────────────────────────────────
 between any two ranks    0.0e+00       0.0e+00
 2 ranks - one process    4.5e-15       1.2e-15
@@ -281,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             (state - flat_state(module, ranks.device)).abs().max().item()
             for state, module in zip(states, alone[:2], strict=True)
         ]
-        table = make_table("\nlargest difference", " network's\nparameters", " scalarizer's\nstate")
+        table = make_table("\ndifference", " network's\nparameters", " scalarizer's\nstate")
         table.add_row("between any two ranks", *(f"{value:.1e}" for value in spreads))
         table.add_row(f"{ranks.size} ranks - one process", *(f"{one:.1e}" for one in differences))
         CONSOLE.print("", table)

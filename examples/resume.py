@@ -12,6 +12,7 @@ The first line, killed halfway, the newest checkpoint then cut short, and starte
 
 passed over runs/resume/step-00000700.pt: File is not a zip file
 resumed runs/resume/step-00000600.pt after 600 steps
+
        left digit right digit        sum  redrawing
 method    % right     % right abs. error MSE x 1000
 ───────────────────────────────────────────────────

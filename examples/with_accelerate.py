@@ -18,6 +18,7 @@ These lines start two processes, which balance over Gloo (half a minute on two c
 prints:
 
 processes: 2, largest difference between their scalarizers: 0.0e+00
+
        left digit right digit        sum  redrawing
 method    % right     % right abs. error MSE x 1000
 ───────────────────────────────────────────────────

@@ -15,6 +15,7 @@ What is finished is kept in `--cache`, from which a stopped run goes on. The pro
 picture `worth.png` and prints:
 
 AdamW, width 64: 3 seeds, 20 epochs
+
 method                  delta-m, %   worth in trials   each seed's   seconds
 ──────────────────────────────────────────────────────────────────────────────
 Sum                      0.0 ± 0.0                 1           1-2       0.9
@@ -35,6 +36,7 @@ best of 64 constant    -12.0 ± 1.9                64                    42.2
 best of 256 constant   -13.1 ± 1.7               256                   168.6
 
 SGD, width 64: 3 seeds, 20 epochs
+
 method                   delta-m, %   worth in trials   each seed's   seconds
 ───────────────────────────────────────────────────────────────────────────────
 Sum                       0.0 ± 0.0                 1             1      28.4
@@ -393,7 +395,7 @@ def print_table(result: Result) -> None:
             runs = mean_and_std(curves[:, number - 1], 1)
             cost = f"{result.seconds[-1] / setting.vectors * number:.1f}"
             table.add_row(f"best of {number} constant", runs, str(number), "", cost)
-    print(f"\n{setting}: {len(curves)} seeds, {setting.epochs} epochs, {setting.vectors} vectors")
+    print(f"\n{setting}: {len(curves)} seeds, {setting.epochs} epochs, {setting.vectors} vectors\n")
     CONSOLE.print(table)
 
 

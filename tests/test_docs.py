@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import warnings
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -101,6 +102,28 @@ def test_the_method_of_the_guide_needs_public_names_only_and_keeps_the_contract(
     assert eager.average[0] != 1 == eager.average[1]  # the second was always absent
     eager.eval()(torch.ones(2))
     assert torch.equal(compiled.average, eager.average)
+
+
+def test_printed_tables_become_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    as_markdown = import_module("printouts").as_markdown
+    printed = """\
+              left digit   13 with         all
+method           % right      many  delta-m, %
+──────────────────────────────────────────────
+Sum           94.8 ± 0.9         1   0.0 ± 0.0
+LogSum, floor 96.2 ± 0.7        10  -5.5 ± 1.5
+
+prints:
+
+a line | as it is"""
+    assert as_markdown(printed).replace("\N{NO-BREAK SPACE}", " ").splitlines() == [
+        "| method | left digit % right | 13 with many | all delta-m, % |",
+        "| :-- | --: | --: | --: |",
+        "| Sum | 94.8 ± 0.9 | 1 | 0.0 ± 0.0 |",
+        "| LogSum, floor | 96.2 ± 0.7 | 10 | -5.5 ± 1.5 |",
+        *("", "prints:", "", "```text", "a line | as it is", "```"),
+    ]
 
 
 def test_the_site_is_whole_and_loads_nothing_from_another(tmp_path: Path) -> None:
