@@ -19,12 +19,12 @@ draws the picture `population.png` and prints:
 method        hyperparameters           % right     % right  abs. error  MSE x 1000  delta-m, %
 ───────────────────────────────────────────────────────────────────────────────────────────────
 Sum                                  86.7 ± 4.5  86.7 ± 4.1 1.68 ± 0.09  43.7 ± 3.6   0.0 ± 0.0
-FAMO, paper's lr 0.025, decay 0.001        91.1        91.4        1.85        28.9        -6.2
-FAMO, best    lr 0.79, decay 0.0032        93.7        92.0        1.71        24.1       -12.1
-FAMO, worst   lr 1.4, decay 0.00018        82.2        76.5        1.52        90.7        30.4
-DWA, paper's  temperature 2          86.6 ± 4.4  87.3 ± 3.5 1.67 ± 0.09  43.9 ± 4.0  -0.2 ± 1.7
-DWA, best     temperature 20         87.4 ± 3.9  87.4 ± 2.6 1.65 ± 0.10  43.8 ± 3.4  -0.8 ± 1.9
-DWA, worst    temperature 0.02      63.6 ± 14.7 59.1 ± 13.6 2.16 ± 0.30 56.5 ± 21.3 28.9 ± 14.1
+FAMO, paper's lr 0.025, decay 0.001        91.0        91.3        1.85        28.9        -6.2
+FAMO, best    lr 0.44, decay 0.0018        93.7        93.2        1.73        25.2       -11.5
+FAMO, worst   lr 0.79, decay 0.0018        85.6        86.2        4.71        26.6        39.4
+DWA, paper's  temperature 2          86.5 ± 4.4  87.3 ± 3.3 1.67 ± 0.09  43.9 ± 4.0  -0.2 ± 1.7
+DWA, best     temperature 20         87.4 ± 3.9  87.4 ± 2.6 1.66 ± 0.10  43.8 ± 3.4  -0.7 ± 2.0
+DWA, worst    temperature 0.02      63.5 ± 15.0 65.1 ± 12.2 2.21 ± 0.27 69.8 ± 33.3 36.5 ± 22.0
 
 On digits never trained on; ± is the standard deviation over the initial weights,
 where there are several. delta-m: average relative change of the four metrics against
@@ -32,13 +32,13 @@ Sum; negative is better. Best and worst are by delta-m on these same digits.
 
        trainings   as one program   one by one   ratio
 ────────────────────────────────────────────────────────
-FAMO         256          162.9 s      784.6 s     4.8
-DWA          272          114.8 s      714.9 s     6.2
+FAMO         256          283.9 s     1333.5 s     4.7
+DWA          272          221.1 s     1266.7 s     5.7
 
 One by one: the same functions without vmap. At most 8 were timed; the time of
 all is extrapolated from the fastest. Both ways run on one thread.
 
-(2 cores of an AMD EPYC.)
+(One thread of an AMD EPYC, busy with other work.)
 """
 
 import argparse
