@@ -57,13 +57,13 @@ MON             105             37    0.511   0.462   0.465   0.489           0.
 Mean absolute error in standard deviations of the target, mean over the seeds.
 
                  delta-m, %                            RON's error               share, %
-method                masks        filled  stratified   all labels         half     masks  strat.
-──────────────────────────────────────────────────────────────────────────────────────────────────
-Sum               1.4 ± 3.8  148.4 ± 26.1  -4.4 ± 1.7  0.48 ± 0.10  0.55 ± 0.09       7.3     6.2
-LogSum         122.8 ± 40.2  188.4 ± 31.9  -7.7 ± 2.2  0.76 ± 0.17  1.25 ± 0.87      10.6     3.3
-UW               -2.0 ± 3.2  130.1 ± 23.7  -6.5 ± 1.8  0.49 ± 0.10  0.54 ± 0.10       3.6     2.8
-FAMO              8.3 ± 2.1  164.4 ± 33.3  -6.8 ± 3.8  0.47 ± 0.15  0.53 ± 0.17       9.0     2.4
-LogSum, floor    -3.8 ± 2.2  143.4 ± 25.6  -6.9 ± 2.3  0.45 ± 0.10  0.47 ± 0.15       7.2     5.3
+method                masks        filled  stratified   all labels         half     masks  in strata
+─────────────────────────────────────────────────────────────────────────────────────────────────────
+Sum               1.4 ± 3.8  148.4 ± 26.1  -4.4 ± 1.7  0.48 ± 0.10  0.55 ± 0.09       7.3        6.2
+LogSum         122.8 ± 40.2  188.4 ± 31.9  -7.7 ± 2.2  0.76 ± 0.17  1.25 ± 0.87      10.6        3.3
+UW               -2.0 ± 3.2  130.1 ± 23.7  -6.5 ± 1.8  0.49 ± 0.10  0.54 ± 0.10       3.6        2.8
+FAMO              8.3 ± 2.1  164.4 ± 33.3  -6.8 ± 3.8  0.47 ± 0.15  0.53 ± 0.17       9.0        2.4
+LogSum, floor    -3.8 ± 2.2  143.4 ± 25.6  -6.9 ± 2.3  0.45 ± 0.10  0.47 ± 0.15       7.2        5.3
 
 Filled: an unknown target is its mean. Stratified: each batch has two compounds of
 every target. Half: of the labels of RON to train on. Share: RON's, of the
@@ -510,7 +510,7 @@ def print_tables(results: Results) -> None:
         f"{HALVED}'s error\nall labels",
         "\nhalf",
         "share, %\nmasks",
-        "\nstrat.",
+        "\nin strata",
         gap=1,
     )
     for name in results.variants["filled"]:
