@@ -451,7 +451,7 @@ def test_it_passes_over_a_damaged_checkpoint_and_stops_if_all_are(
 ) -> None:
     program = short("resume")
     program.main(SHORT)
-    *_, older, newest = program.checkpoints(Path("checkpoints"))
+    *_, older, newest = program.checkpoints(Path("runs/resume"))
     expected = program.read(newest)["training"]
     damage(newest)
     capsys.readouterr()
@@ -461,7 +461,7 @@ def test_it_passes_over_a_damaged_checkpoint_and_stops_if_all_are(
     assert resumed == f"resumed {older} after 9 steps"
     assert_equal(program.read(newest)["training"], expected)
     assert newest.with_suffix(".damaged").exists()
-    for path in program.checkpoints(Path("checkpoints")):
+    for path in program.checkpoints(Path("runs/resume")):
         damage(path)
     assert "error: no checkpoint is whole" in complaint("resume", SHORT, capsys)
 
@@ -541,7 +541,7 @@ def test_tensorboard_shows_the_weights_that_the_demo_trains_with(short: Load) ->
     program = short("with_tensorboard")
     program.main(["--method=DWA", "--epochs=3", "--every=1"])
     events = import_module("tensorboard.backend.event_processing.event_accumulator")
-    run = events.EventAccumulator("runs/DWA").Reload()
+    run = events.EventAccumulator("runs/tensorboard/DWA").Reload()
     curves = [run.Scalars(f"weight/{task.name}") for task in program.TASKS]
     shown = torch.tensor([[event.value for event in curve] for curve in curves])
     _, history = import_module("digits").train("DWA", program.load_pairs(1)[0], 3, seed=1)
