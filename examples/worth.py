@@ -114,9 +114,9 @@ What it says:
 - Under SGD, the scale of the scalar is the length of a step. The gradients of LogSum, UW and IMTLL
   grow as the losses fall, and on QM9 even the smallest of the three rates may be too large: they
   are worth one trial, FAMO two, GeometricMean eight, and Sum seven.
-- A wider network gains less (digits, 512 units, 32 vectors, one seed). Under AdamW FAMO and STCH are
-  worth two trials, Constant four, and all others one; under SGD Constant and GeometricMean three,
-  UW and ReLoBRaLo two, and all others one.
+- In a wider network the methods are worth less (digits, 512 units, 32 vectors, one seed): under
+  AdamW FAMO and STCH two trials, Constant four, all others one; under SGD Constant and
+  GeometricMean three, UW and ReLoBRaLo two, all others one.
 """
 
 import argparse
