@@ -11,7 +11,7 @@ seed. A seed stands for one split, its initial weights and its batches.
     pip install '.[compounds]'                     # brings the tables, 22 MB
     python examples/compounds.py                   # 20 minutes on a busy core
     python examples/compounds.py --method UW FAMO  # beside Sum, one method or several
-    python examples/compounds.py --quick           # a minute, to see that it runs
+    python examples/compounds.py --quick           # half a minute, to see that it runs
 
 A finished training is kept in `runs/compounds` until the code of `train` changes. The program draws
 the picture `compounds.png` and prints (one core of an AMD EPYC, busy with other work):

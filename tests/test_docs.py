@@ -1,5 +1,6 @@
 """The Python blocks of README and guides run, and the site has no dead link and no gap."""
 
+import ast
 import posixpath
 import re
 import subprocess
@@ -124,6 +125,15 @@ a line | as it is"""
         "| LogSum, floor | 96.2 ± 0.7 | 10 | -5.5 ± 1.5 |",
         *("", "prints:", "", "```text", "a line | as it is", "```"),
     ]
+
+
+def test_the_gallery_shows_figures_of_the_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sphinx")
+    monkeypatch.syspath_prepend(DOCS)
+    for name, card in import_module("conf").CARDS.items():
+        docstring = ast.get_docstring(ast.parse((ROOT / f"examples/{name}.py").read_text()))
+        figures = set(re.findall(r"-?\d[\d.]*(?<!\.)", card.finding))
+        assert figures <= set(re.findall(r"-?\d[\d.]*(?<!\.)", docstring)), name
 
 
 def test_the_site_is_whole_and_loads_nothing_from_another(tmp_path: Path) -> None:
