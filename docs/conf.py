@@ -80,7 +80,7 @@ class Card(NamedTuple):
 CARDS = {
     "worth": Card(
         "Trials of constant weights that a method is worth: 1 to 5 with four tasks; with eleven "
-        "tasks and AdamW 41 (FAMO), 111 (LogSum) and over 256 (UW); with SGD 1 to 8.",
+        "tasks and AdamW 41 (FAMO), 111 (LogSum), over 256 (UW); less in a wide network.",
         (0.0, 0.49, 0.5, 0.98),
     ),
     "qm9": Card(
