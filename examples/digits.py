@@ -480,6 +480,16 @@ def count(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return number
+
+
 def available_device(text: str) -> torch.device:
     try:
         torch.zeros(1, device=text).item()

@@ -83,6 +83,7 @@ from digits import (
     make_table,
     picture_path,
     picture_style,
+    positive,
     run_program,
 )
 from matplotlib.axes import Axes
@@ -335,23 +336,13 @@ def draw_paths(axes: Axes, paths: Tensor, front: Tensor, place: Callable[[Tensor
         axes.plot([], [], marker, color="white", mec="black", markersize=size, label=label)
 
 
-def largest_norm(text: str) -> float:
-    try:
-        norm = float(text)
-    except ValueError:
-        norm = math.nan
-    if not norm > 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
-    return norm
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Solve FAMO's toy problem from its five starts.")
     add_method_flag(parser, list(METHODS))
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps")
     parser.add_argument(
         "--clip",
-        type=largest_norm,
+        type=positive,
         default=math.inf,
         metavar="NORM",
         help="that a gradient may have; default: any",

@@ -148,6 +148,7 @@ from digits import (
     mean_and_std,
     picture_path,
     picture_style,
+    positive,
     run_program,
     task_losses,
     writable_directory,
@@ -517,6 +518,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--problem", nargs="+", choices=list(PROBLEMS), default=["digits"])
     parser.add_argument("--width", type=count, nargs="+", default=[64], help="default: 64")
     parser.add_argument("--optimizer", nargs="+", choices=list(RATES), default=list(RATES))
+    parser.add_argument(
+        "--rate", type=positive, nargs="+", help="to choose from; default: 3, by the optimizer"
+    )
     parser.add_argument("--device", type=available_device, default="cpu", help="default: cpu")
     parser.add_argument(
         "--cache", type=writable_directory, default="runs/worth", help="keeps what is finished"
@@ -529,7 +533,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = []
     try:
         for problem, width, optimizer in product(args.problem, args.width, args.optimizer):
-            setting = Setting(problem, optimizer, width, RATES[optimizer], vectors, epochs)
+            rates = tuple(args.rate or RATES[optimizer])
+            setting = Setting(problem, optimizer, width, rates, vectors, epochs)
             outcomes = [remembered(setting, seed, str(args.device)) for seed in range(seeds)]
             results.append(result_of(setting, outcomes))
             print_table(results[-1])
