@@ -4,7 +4,9 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -139,10 +141,14 @@ def run(name: str, doc: str | None, measure: Callable[[Options], Iterable[Table]
     machine = describe_machine(options.device)
     CONSOLE.print(", ".join(f"{key} {value}" for key, value in machine.items()))
     tables = []
-    with CONSOLE.status(name):
-        for table in measure(options):
-            CONSOLE.print(f"\n{table.title}", _as_rich(table), sep="\n")
-            tables.append(table)
+    try:
+        with CONSOLE.status(name):
+            for table in measure(options):
+                CONSOLE.print(f"\n{table.title}", _as_rich(table), sep="\n")
+                tables.append(table)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     if options.json is not None:
         key = name if options.device.type == "cpu" else f"{name} on {options.device.type}"
         _merge(options.json, key, {"machine": machine, "quick": options.quick}, tables)

@@ -151,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 columns = torch.stack(results).T
                 table.add_row(method, *map(cell, columns))
     finally:  # also of the methods before Ctrl-C
-        CONSOLE.print("", table)
+        if table.row_count:
+            CONSOLE.print("", table)
     if args.quick:
         print(f"\n{TOO_SHORT}")
 

@@ -164,7 +164,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         log_every_n_steps=10,
         enable_model_summary=False,
     )
-    trainer.fit(model, data, ckpt_path=args.resume)
+    try:
+        trainer.fit(model, data, ckpt_path=args.resume)
+    except SystemExit:  # with which Lightning answers Ctrl-C
+        raise KeyboardInterrupt from None
 
     if trainer.is_global_zero:
         print_metrics(args.method, model.network, data.test_pairs)

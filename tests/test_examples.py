@@ -511,6 +511,8 @@ def test_qm9_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
             r"\nFAMO +\d",
         ),
         ("hypergradient", "--out=p.svg", "%", None),
+        ("resume", "--epochs=9999", "%", None),
+        ("with_lightning", "--epochs=9999", "Loading `train_dataloader`", None),
     ],
 )
 def test_ctrl_c_ends_with_one_line_after_what_is_finished(
