@@ -1,15 +1,14 @@
-"""The core: pure functions over explicit tensors, that return new state.
+"""The core: pure functions over explicit tensors, which return new state.
 
-What holds for all of them is not repeated in each:
+These rules hold for all functions:
 
 - ``mask`` is a boolean tensor of the shape S of the losses, True where the task is present. An
   absent task contributes nothing to the scalar or to any gradient, even where its loss is nan, and
   its state stays bit-identical. None: all tasks are present.
-- ``priorities``, where a function has them, say how much each task matters, 1 by default: only
-  that number costs no operation. A task whose priority is 0 is watched and not trained: it is as
-  absent in that call, and the derivative in its priority is 0. A negative number is a
-  ``ValueError``; the entries of a tensor are not read.
-- The shape S has at least one entry, and otherwise any number of dimensions, none included.
+- ``priorities`` say how much each task matters. The default, the number 1, costs no operation. A
+  task with priority 0 is treated as absent in that call, and the derivative in its priority is 0. A
+  negative number is a ``ValueError``. The entries of a tensor are not checked.
+- The shape S has at least one entry and any number of dimensions, also none.
 - A tensor that is not floating-point is a ``TypeError``. A tensor or a mask of another shape than S
   is a ``ValueError``, and so is a mask that is not boolean.
 """
