@@ -1,4 +1,4 @@
-"""Three tasks whose losses differ in scale: with the plain sum, and with LogSum."""
+"""Three tasks whose losses differ in scale: with the sum, and with LogSum."""
 
 import torch
 from torch import nn

@@ -93,7 +93,7 @@ def train(epochs, folder, parts=4, make=FAMO):
                 scalarizer.update(lambda model=model, split=split: mean_losses(model, split))
             step += 1
         scalarizer.step()  # the epoch ends: only for DWA
-        loss = evaluate(average)  # the plain sum: the scalar changes its meaning with the weights
+        loss = evaluate(average)  # the sum: the scalar changes its meaning with the weights
         writer.add_scalar("validation", loss, step)
         writer.add_scalars("weight", scalarizer.task_weights(), step)
         best, waited = (loss, 0) if loss < best else (best, waited + 1)

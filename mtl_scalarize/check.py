@@ -19,8 +19,8 @@ _ADVICE = (
 def check_optimizer(module: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
     """Check that the parameters of every scalarizer in ``module`` are learned, and do not decay.
 
-    UW's and IMTL-L's parameters that no optimizer has been given stay where they are, and so do the
-    task weights: nothing else would tell. Call this once, before the training.
+    If no optimizer has the parameters of UW or IMTL-L, the task weights never change, and no other
+    error says so. Call this once, before the training.
 
     Args:
         module: a scalarizer, or a model that contains scalarizers.

@@ -29,18 +29,18 @@ _MOST_LINES = 10
 class History:
     """Records the losses and the task weights of a scalarizer, step by step.
 
-    Nothing waits for the device until it is read. The memory is bounded: when ``capacity`` steps
-    are recorded, every other one is dropped, and from then on every other one is passed over, so
-    that the whole training stays in view, ever more coarsely.
+    Recording does not wait for the device. When ``capacity`` steps are recorded, every second step
+    is dropped, and from then on only every second step is recorded, so that the record covers the
+    whole training in bounded memory.
 
-    A loss below the lower bound of its task, or at it, is warned of by name when the losses are
-    read: there a method's scalar is nan, or a task weight grows without end.
+    Reading the losses warns, by name, of a loss at or below the lower bound of its task, where the
+    scalar is nan or the task weight grows without end.
 
     A notebook shows the figure of :meth:`plot`.
 
     Args:
-        scalarizer: whose weights are recorded, under the names of its tasks if they have any.
-        capacity: how many steps are kept at most, an even number.
+        scalarizer: the scalarizer whose weights are recorded, by name if its tasks have names.
+        capacity: the largest number of steps that are kept, an even number.
 
     Raises:
         ValueError: ``capacity`` is not a positive, even int.
@@ -110,15 +110,15 @@ class History:
         self._steps.append(step)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is recorded, to go on after a restart. It loads with ``weights_only=True``."""
+        """The record, to continue after a restart. It loads with ``weights_only=True``."""
         rows = torch.stack(self._rows) if self._rows else torch.empty(0)
         return {"seen": self._seen, "stride": self._stride, "steps": self._steps[:], "rows": rows}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from the record of a :meth:`state_dict`.
+        """Continue the record of a :meth:`state_dict`.
 
         Args:
-            state_dict: of a history of as many tasks, of any capacity.
+            state_dict: of a history with the same number of tasks and any capacity.
 
         Raises:
             ValueError: the record has another number of tasks than the scalarizer.
@@ -137,12 +137,12 @@ class History:
         return True
 
     def __len__(self) -> int:
-        """How many steps are recorded."""
+        """The number of recorded steps."""
         return len(self._steps)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the tasks are called here: their names, or else their positions."""
+        """The names of the tasks, or their positions if they have no names."""
         if self.scalarizer.names is not None:
             return self.scalarizer.names
         return tuple(str(position) for position in range(self._read(0).shape[1]))
@@ -166,15 +166,15 @@ class History:
         return losses / _first(losses)
 
     def mean_weights(self, steps: int = 100) -> dict[str, float]:
-        """The task weights by name, each the mean over the last steps.
+        """The mean weight of each task over those of the last steps that have the task, by name.
 
-        The weights of a single batch are noisy, and have no entry for a task that it lacks.
+        The weights of a single batch are noisy, and 0 for a task that the batch lacks.
 
         Args:
-            steps: how many steps back from the last one recorded.
+            steps: the number of steps, counted back from the last recorded step.
 
         Returns:
-            A number for each task, nan if it was in none of these steps.
+            A number for each task, nan if no step had the task.
         """
         last = [step > self._steps[-1] - steps for step in self._steps]
         means = self.weights[last].nanmean(dim=0).tolist()
@@ -203,16 +203,16 @@ class History:
         return frame.set_index("step")
 
     def plot(self, *, smooth: int = 1, title: str | None = None) -> "Figure":
-        """A figure of the weights, the losses, and the losses over their first, step by step.
+        """Draw the weights, the losses, and the losses over their first value, over the steps.
 
-        Lines for up to ten tasks, and a heat map with a row a task for more. The scale is
-        logarithmic, but for weights that sum to 1.
+        Up to ten tasks are lines, and more tasks are the rows of a heat map. The scale is
+        logarithmic, and linear for weights that sum to 1.
 
         Args:
             smooth: the width of a running mean, in steps. Each point is the mean of the recorded
-                values that are finite and at most ``smooth / 2`` steps away. The lines as recorded
-                are drawn faintly behind. 1 draws what is recorded.
-            title: of the figure.
+                values that are finite and at most ``smooth / 2`` steps away. The recorded values
+                are drawn faintly behind. 1: no mean.
+            title: the title of the figure.
 
         Raises:
             ValueError: ``smooth`` is not a positive int.

@@ -77,7 +77,7 @@ def constant_weights(
 def sum_weights(
     losses: Tensor, *, priorities: float | Tensor = 1.0, mask: Tensor | None = None
 ) -> Tensor:
-    r"""The task weights of the plain sum: 1 for every task, or its priority.
+    r"""The task weights of the sum: 1 for every task, or its priority.
 
     Args:
         losses: of any shape S. The values are not read.

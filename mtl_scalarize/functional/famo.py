@@ -132,7 +132,7 @@ def famo_combine(
     The factor :math:`c` is held constant in the backward pass, so that the derivative in the losses
     is :math:`p` of :func:`famo_weights`. To differentiate that derivative again, in the logits or
     in a step of the model, use :func:`famo_weights`: the second derivatives of this function lack
-    those of :math:`c`, and are wrong without any sign of it.
+    those of :math:`c`, and are wrong without an error.
 
     Args:
         losses: the losses :math:`\ell`, of any shape S, none below ``min_losses``.

@@ -22,9 +22,9 @@ def log_sum(
     .. math::
         \sum_i p_i \log d_i, \qquad d = \ell - b + \epsilon
 
-    Multiplying a loss that is far above :math:`\epsilon` by a constant changes no gradient, and so
-    asks for nothing: priorities :math:`p` do. Only their ratios matter for the direction. This is
-    the scale-invariant baseline (SI) of Navon et al. and the logarithmic part of DB-MTL. It is K
+    A factor before a loss that is far above :math:`\epsilon` changes no gradient. A priority
+    :math:`p` does, and only ratios of the priorities matter for the direction. This is the
+    scale-invariant baseline (SI) of Navon et al. and the logarithmic part of DB-MTL. It is K
     times the logarithm of :func:`geometric_mean`, :func:`uw_loss` at its optimum up to a constant
     and a factor 2, and :func:`famo_combine` with equal logits up to FAMO's factor :math:`c/K`. The
     scalar can be negative.

@@ -53,8 +53,8 @@ def random_weights(
     .. math::
         p_i \, \mathrm{softmax}(\xi)_i
 
-    They are the derivative of :func:`random_combine`. Over many draws each present task weighs as
-    much as any other, :math:`1/m`, and so it does with noise that is 0.
+    They are the derivative of :func:`random_combine`. Without priorities, the mean over many draws
+    is :math:`1/m` for each of the m present tasks, as are the weights for a noise of 0.
 
     Args:
         noise: :math:`\xi`, of any shape S; standard normal in the paper, ``torch.randn(S)``.

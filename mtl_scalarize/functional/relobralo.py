@@ -65,7 +65,7 @@ def relobralo_weights(
     *,
     mask: Tensor | None = None,
 ) -> Tensor:
-    r"""How much each task should weigh by its progress since an earlier time.
+    r"""Task weights by the progress of each loss since an earlier batch.
 
     .. math::
         b_i(t, t') = m \, \frac{e^{r_i / T}}{\sum_j e^{r_j / T}},
@@ -125,8 +125,8 @@ def relobralo_update(
     Args:
         state: the state so far, of shape S.
         losses: this batch's losses :math:`\ell(t)`, of shape S, positive.
-        lookback: :math:`1 - \rho`, a number or a 0-d tensor: 1 to look back to the first losses, 0
-            not to. Draw it anew for each batch, and 1 seldom.
+        lookback: :math:`1 - \rho`, a number or a 0-d tensor: 1 compares with the first losses, 0
+            does not. Draw it anew for each batch, with a small probability of 1.
         alpha: :math:`\alpha`, from 0 to 1, a number or a 0-d tensor: how slowly the weights change.
         temperature: :math:`T > 0` of :func:`relobralo_weights`.
         mask: True where the task is present in this batch.

@@ -36,7 +36,7 @@ class MultiTaskModule(_Base):
 
     With ``accumulate_grad_batches`` above 1, a step of Sum, Mean, Constant, UW, IMTL-L and DWA has
     the mean of the gradients of its parts, and DWA counts each part as a batch. Every other method
-    needs the losses of the whole batch first, which Lightning does not give: it is refused.
+    needs the losses of the whole batch first, which Lightning does not provide, and is refused.
 
     Attributes:
         scalarizer: combines the losses.
@@ -45,7 +45,7 @@ class MultiTaskModule(_Base):
         looking_again: True while FAMO looks again, so that a metric is not updated twice.
         update_every: the number of optimizer steps from one call of FAMO's ``update`` to the next,
             a positive int. Every tenth step is often as good as every step, at a tenth of the
-            second forward passes. Where one task is solved early, it is not: take 1.
+            second forward passes. If one task is solved early, take 1.
 
     Example::
 
@@ -150,13 +150,13 @@ class MultiTaskModule(_Base):
     def log_losses(self, batch: Any, prefix: str = "val") -> None:
         """Log the losses of a batch; to be called in ``validation_step`` or ``test_step``.
 
-        The plain sum of those that are present as ``<prefix>_loss``, and each as
+        The sum of the present losses is logged as ``<prefix>_loss``, and each loss as
         ``<prefix>_loss/<name>``, the mean over the batches that have the task, or over its labels
         if :meth:`losses` says how many. A batch without any task is passed over.
 
         Args:
             batch: what the step is given.
-            prefix: what the names begin with.
+            prefix: the first part of the names.
         """
         given = self.losses(copied(batch))
         if is_empty(given):

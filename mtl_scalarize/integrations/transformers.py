@@ -37,7 +37,7 @@ class MultiTaskTrainer(Trainer):
     - FAMO looks again after the first step and after every ``update_every``-th from there;
     - if its tasks have names, the logs have the losses and the task weights, as ``loss_<name>`` and
       ``weight_<name>``, each the mean over the steps since the last log that have the task;
-    - ``eval_loss`` is the plain sum, which keeps its meaning while the task weights change, and
+    - ``eval_loss`` is the sum, which keeps its meaning while the task weights change, and
       ``eval_loss_<name>`` the loss of each task, over the batches that have it.
 
     With ``gradient_accumulation_steps`` above 1, a step of Sum, Mean, Constant, UW, IMTL-L and DWA
@@ -51,11 +51,11 @@ class MultiTaskTrainer(Trainer):
     Args:
         *args: as for ``Trainer``.
         scalarizer: combines the losses. It stays outside of the model.
-        scalarizer_lr: the learning rate of what UW and IMTL-L learn. The schedule of the model's
-            learning rate applies to it.
+        scalarizer_lr: the learning rate of the parameters of UW and IMTL-L. The schedule of the
+            model's learning rate applies to it.
         update_every: the number of optimizer steps from one call of FAMO's ``update`` to the next,
             a positive int. Every tenth step is often as good as every step, at a tenth of the
-            second forward passes. Where one task is solved early, it is not: take 1.
+            second forward passes. If one task is solved early, take 1.
         history: records each training step, if given.
         **options: as for ``Trainer``. An optimizer given as ``optimizers`` must have the parameters
             of the scalarizer, without weight decay.

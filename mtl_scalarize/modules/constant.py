@@ -1,4 +1,4 @@
-"""The modules of the weighted sum: the plain sum, the mean, and weights of the user's own."""
+"""The modules of the weighted sum: the sum, the mean, and the user's own weights."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ from .scalarizer import Scalarizer
 
 
 class Sum(Scalarizer):
-    r"""The plain sum of the losses: what every other method should be compared with.
+    r"""The sum of the losses, the baseline for every other method.
 
     .. math::
         \sum_i p_i \ell_i

@@ -17,9 +17,9 @@ class COSMOS(Scalarizer):
 
     - :math:`\ell` are the losses;
     - :math:`r` is the preference, with the priorities :math:`p`;
-    - :math:`\lambda` says how much the angle between both counts.
+    - :math:`\lambda` is the weight of the cosine of the angle between both.
 
-    A task whose loss is small for its preference weighs less than nothing. The function is
+    A task whose loss is small for its preference gets a negative weight. The function is
     :func:`~mtl_scalarize.cosmos`, which names the paper.
 
     Args:

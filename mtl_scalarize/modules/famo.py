@@ -23,14 +23,14 @@ class FAMO(Stateful):
     - :math:`\ell_i` is the loss of task :math:`i`, above its lower bound :math:`b_i`. A loss below
       its bound makes the scalar and all gradients nan: give ``min_losses`` if a loss can be
       negative. A loss *at* its bound takes all the weight, and no other task trains: if a loss can
-      reach its floor, as a hinge loss reaches 0, give a bound below the floor, by the size under
-      which the loss no longer matters, such as -0.1 for a loss of about 1;
+      reach its floor, as a hinge loss reaches 0, give a bound below the floor, lower by the size
+      at which the loss no longer matters, such as -0.1 for a loss of about 1;
     - :math:`w_i` is its logit, learned here and not by your optimizer;
     - :math:`c` makes the step a convex combination of the task gradients, and is held constant in
       the backward pass.
 
     After your optimizer's step, call :meth:`update` with the losses of the same batch, computed
-    again. Every tenth step is often enough, but not where one task is solved early: its weight
+    again. Every tenth step is often enough, but not if one task is solved early: its weight
     grows as its loss falls, and an update moves a logit by about ``lr`` at most. If every step has
     the same batch, its losses are those after the last step: ``scalarizer.update(losses)`` before
     ``scalarizer(losses)`` needs no second forward pass.
@@ -46,7 +46,7 @@ class FAMO(Stateful):
             or a mapping by name. None: 0. The attribute is a tensor of shape S.
         lr: learning rate of the logits, non-negative. The paper uses 0.025.
         weight_decay: pull of the logits to 0, non-negative. The default is that of the paper's
-            Algorithm 2; the official code uses 1e-5.
+            Algorithm 2. The defaults of the official code are 1e-5 and 0.01.
         priorities: :math:`p`, how much each task matters: a number, or one for each task as a
             tensor, a list, or a mapping by name. None: 1. :meth:`update` moves the logits until the
             losses fall at rates in proportion to them. A task with 0 is not trained.

@@ -20,7 +20,7 @@ class IMTLL(Scalarizer):
     - :math:`\ell_i` is the loss of task :math:`i`;
     - :math:`s_i` is the logarithm of its scale, the parameter ``log_scale``, learned by your
       optimizer: pass ``scalarizer.parameters()`` to it, without weight decay and with a learning
-      rate at which they can travel several units.
+      rate at which they can move by several units.
     - :math:`p_i` is its priority, which moves its weight and not the optimum of :math:`s_i`.
 
     The losses should be positive. The weight of a loss that stays negative grows with every step,

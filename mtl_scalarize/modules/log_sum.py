@@ -28,8 +28,8 @@ class LogSum(Scalarizer):
         min_losses: the lower bounds :math:`b`: a number, or one for each task as a tensor, a list,
             or a mapping by name. None: 0.
         priorities: :math:`p`, how much each task matters: a number, or one for each task as a
-            tensor, a list, or a mapping by name. None: 1. Multiplying a loss by
-            a number changes nothing.
+            tensor, a list, or a mapping by name. None: 1. A factor before a loss
+            changes nothing.
         eps: :math:`\epsilon`, non-negative.
         shape: the shape S of the losses, or the names of the tasks: see :class:`Scalarizer`. None:
             losses of any shape, as a tensor.

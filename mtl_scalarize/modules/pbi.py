@@ -21,7 +21,7 @@ class PBI(Scalarizer):
     - :math:`\hat r` is the direction of the preference, with the priorities :math:`p`;
     - :math:`\theta` is the penalty.
 
-    A task whose loss is small for its preference weighs less than nothing. The function is
+    A task whose loss is small for its preference gets a negative weight. The function is
     :func:`~mtl_scalarize.pbi`, which names the paper.
 
     Args:

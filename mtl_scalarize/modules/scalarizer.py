@@ -168,7 +168,7 @@ class Scalarizer(Configurable, ABC):
     def weights(self) -> Tensor:
         """The task weights, d scalar / d losses at the losses of the last call, of their dtype.
 
-        Detached, of shape S. Computed when read, by the state as it is then. There is no such
+        Detached, of shape S. They are computed when read, from the present state. There is no such
         attribute before the first call, and after a call inside a transform of :mod:`torch.func`.
 
         Raises:
@@ -193,9 +193,9 @@ class Scalarizer(Configurable, ABC):
     def synchronize(self, group: "dist.ProcessGroup | None" = None) -> None:
         """Balance by the losses of all data-parallel ranks, as one process on the whole batch does.
 
-        Every rank must call it, once the scalarizer is made, and then make every training call. A
-        call in ``eval()`` or without gradients stays with the rank's own losses. The ranks compare
-        their scalarizers and take the state of the first.
+        Every rank must call it, after construction, and then make every training call. A call in
+        ``eval()`` or without gradients uses the rank's own losses alone. The ranks compare their
+        scalarizers and take the state of the first rank.
 
         Args:
             group: the process group. None: that of all ranks.

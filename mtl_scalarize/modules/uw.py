@@ -21,8 +21,8 @@ class UW(Scalarizer):
     - :math:`\ell_i` is the loss of task :math:`i`;
     - :math:`s_i` is its log-variance, the parameter ``log_var``, learned by your optimizer: pass
       ``scalarizer.parameters()`` to it, without weight decay and with a learning rate at which
-      they can travel several units. :func:`~mtl_scalarize.check_optimizer` raises if it was
-      forgotten, which no call can tell.
+      they can move by several units. :func:`~mtl_scalarize.check_optimizer` raises an error if
+      the optimizer lacks them.
     - :math:`p_i` is its priority, which moves its weight and not the optimum of :math:`s_i`.
 
     The losses should be positive. The weight of a loss that stays negative grows with every step,
